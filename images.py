@@ -1,0 +1,132 @@
+"""Opening pictures that strangers send: the one way in for page, command line, training and evaluation."""
+
+import os
+import warnings
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pillow_heif import register_heif_opener
+
+# Pillow would open over forty formats by their first bytes; nearly all of its security
+# advisories live in the ones left out here. "JPEG" also admits the MPO files of phones.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIF")
+FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, AVIF or HEIC"
+SUFFIXES = ("jpg", "jpeg", "mpo", "png", "webp", "gif", "bmp", "avif", "heic", "heif")
+
+MAX_MEGABYTES = 10
+MAX_JPEG_PIXELS = 64_000_000  # 50-megapixel phones pass: JPEGs are decoded at a fraction of their size
+MAX_PIXELS = 36_000_000
+MAX_SIDE = 20_000  # pixels
+MIN_SIDE = 16  # pixels
+JPEG_DRAFT_SIDE = 1024  # pixels; never below twice the network's input
+SHOWN_SIDE = 1460  # pixels; Streamlit encodes anything wider a second time
+ORIENTATION = 0x0112  # EXIF 2.32
+
+register_heif_opener()
+# Both are process-wide and set once: per-call `warnings.catch_warnings` is not thread-safe.
+Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+class BadImage(ValueError):
+    """A picture that cannot be used; its text is one sentence for the person who sent it."""
+
+
+def open_picture(source: bytes | str | os.PathLike[str]) -> Image.Image:
+    """Turn untrusted bytes, or the file at a path, into an upright RGB picture.
+
+    The first frame stands for an animation (then `info["animated"]` is true), transparency
+    is laid over white, and the longest side is at most `SHOWN_SIDE` pixels.
+
+    Args:
+        source: the encoded picture, or where it lies.
+
+    Returns:
+        A loaded picture in mode RGB, without metadata.
+
+    Raises:
+        BadImage: for whatever is not a readable picture within the limits.
+    """
+    data = source if isinstance(source, bytes) else _read_file(Path(source))
+    if not data:
+        raise BadImage("This file is empty.")
+    if len(data) > MAX_MEGABYTES * 1_000_000:
+        raise BadImage(_too_many_bytes(len(data)))
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            _check_size(image)
+            return _decode(image)
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImage(f"This file is not a picture in a format we read: {FORMAT_NAMES}.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise BadImage("This picture is too large to open safely.") from error
+    except Exception as error:  # decoders fed with hostile bytes raise nearly anything
+        raise BadImage("This picture is damaged or incomplete and cannot be opened.") from error
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Every file below a folder whose name ends like a picture's, sorted by path."""
+    return sorted(path for path in folder.rglob("*") if path.suffix[1:].lower() in SUFFIXES and path.is_file())
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        if not path.exists():
+            raise BadImage("There is no such file.")
+        if not path.is_file():  # a pipe or device would never end
+            raise BadImage("This is not a file.")
+        if (size := path.stat().st_size) > MAX_MEGABYTES * 1_000_000:
+            raise BadImage(_too_many_bytes(size))
+        return path.read_bytes()
+    except OSError as error:
+        raise BadImage(f"This file cannot be read: {error.strerror or 'unknown reason'}.") from error
+
+
+def _too_many_bytes(size: int) -> str:
+    return f"This file has {size / 1_000_000:.1f} MB; the limit is {MAX_MEGABYTES} MB."
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    limit = MAX_JPEG_PIXELS if image.format in ("JPEG", "MPO") else MAX_PIXELS
+    if width * height > limit:
+        raise BadImage(
+            f"This picture has {width} × {height} pixels ({width * height / 1e6:.0f} megapixels); "
+            f"the limit for its format is {limit // 1_000_000} megapixels."
+        )
+    if max(width, height) > MAX_SIDE:
+        raise BadImage(f"This picture has {width} × {height} pixels; no side may exceed {MAX_SIDE}.")
+    if min(width, height) < MIN_SIDE:
+        raise BadImage(f"This picture has {width} × {height} pixels; each side needs at least {MIN_SIDE}.")
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    image.draft("RGB", (JPEG_DRAFT_SIDE, JPEG_DRAFT_SIDE))  # does nothing to other formats
+    image.load()
+    picture = _to_rgb(image)
+    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    with suppress(Exception):  # broken metadata is no reason to refuse good pixels
+        picture.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
+        ImageOps.exif_transpose(picture, in_place=True)
+    animated = image.format != "MPO" and getattr(image, "is_animated", False)
+    picture.info = {"animated": animated}
+    picture.getexif().clear()
+    return picture
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits per channel; Pillow's own conversion clips instead of scaling
+        pixels = np.asarray(image).astype(np.int32) >> 8
+        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        layer.thumbnail((SHOWN_SIDE, SHOWN_SIDE))  # before the second full-size copy is made
+        picture = Image.new("RGB", layer.size, "white")
+        picture.paste(layer, mask=layer.getchannel("A"))
+        return picture
+    return image.convert("RGB")

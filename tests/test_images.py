@@ -1,0 +1,221 @@
+import os
+import struct
+import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures import encode, noise
+from PIL import Image
+
+import images
+from images import MAX_MEGABYTES, ORIENTATION, SHOWN_SIDE, BadImage, find_pictures, open_picture
+
+T = Image.Transpose
+
+
+def mean_difference(one: Image.Image, other: Image.Image) -> float:
+    return float(np.abs(np.asarray(one, np.float64) - np.asarray(other, np.float64)).mean())
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "JPEG", "WEBP", "AVIF", "HEIF", "GIF"])
+def test_formats_open_as_the_picture_that_was_saved(file_format: str) -> None:
+    picture = noise(120, 80)
+    opened = open_picture(encode(picture, file_format))
+    assert (opened.mode, opened.size) == ("RGB", (120, 80))
+    assert mean_difference(opened, picture) < 8  # lossy formats and GIF's palette
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "PPM", "ICO", "PDF", "EPS", "TGA", "PCX"])
+def test_other_formats_are_refused_whatever_their_name(file_format: str, tmp_path: Path) -> None:
+    path = tmp_path / "innocent.png"
+    path.write_bytes(encode(noise(64, 64), file_format))
+    with pytest.raises(BadImage, match="not a picture in a format we read: JPEG, PNG"):
+        open_picture(path)
+
+
+# How a camera that stores pixels turned has turned them, by the tag that says how to turn them back.
+STORED = {
+    1: None,
+    2: T.FLIP_LEFT_RIGHT,
+    3: T.ROTATE_180,
+    4: T.FLIP_TOP_BOTTOM,
+    5: T.TRANSPOSE,
+    6: T.ROTATE_90,
+    7: T.TRANSVERSE,
+    8: T.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "AVIF", "HEIF"])
+def test_pictures_come_upright(orientation: int, file_format: str) -> None:
+    upright = noise(96, 64)
+    turned = STORED[orientation]
+    stored = upright.transpose(turned) if turned is not None else upright
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    opened = open_picture(encode(stored, file_format, exif=exif.tobytes()))
+    assert opened.size == upright.size
+    assert mean_difference(opened, upright) < 5
+    assert not opened.getexif()
+
+
+def test_broken_metadata_does_not_cost_the_picture() -> None:
+    data = encode(noise(64, 48), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff broken")
+    with warnings.catch_warnings(action="ignore"):  # Pillow says that the metadata is corrupt
+        assert open_picture(data).size == (64, 48)
+
+
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    opened = np.asarray(open_picture(encode(Image.fromarray(ramp))))
+    assert (opened[..., 0] == (ramp >> 8)).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_laid_over_white(mode: str) -> None:
+    image = Image.new("RGBA", (40, 40), (255, 0, 0, 0))  # red that nobody was meant to see
+    image.paste((0, 0, 0, 255), (0, 0, 20, 40))
+    if mode == "P":
+        image = image.quantize(4)
+        assert image.has_transparency_data
+    opened = open_picture(encode(image.convert(mode)))
+    assert opened.getpixel((10, 20)) == (0, 0, 0)
+    assert opened.getpixel((30, 20)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("mode", "file_format"), [("CMYK", "JPEG"), ("L", "JPEG"), ("1", "PNG"), ("P", "PNG")])
+def test_other_colour_modes(mode: str, file_format: str) -> None:
+    grey = Image.new("RGB", (64, 64), (255, 255, 255))
+    grey.paste((0, 0, 0), (0, 0, 32, 64))
+    opened = open_picture(encode(grey.convert(mode), file_format))
+    assert opened.mode == "RGB"
+    assert mean_difference(opened, grey) < 3
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "AVIF"])
+def test_the_first_frame_stands_for_an_animation(file_format: str) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue")]
+    opened = open_picture(encode(frames[0], file_format, save_all=True, append_images=frames[1:]))
+    assert mean_difference(opened, frames[0]) < 6
+    assert opened.info["animated"]
+    assert not open_picture(encode(frames[0], file_format)).info["animated"]
+
+
+def test_phones_mpo_opens_as_its_first_picture() -> None:
+    first, second = noise(64, 48, 1), noise(64, 48, 2)
+    opened = open_picture(encode(first, "MPO", save_all=True, append_images=[second]))
+    assert mean_difference(opened, first) < 5
+    assert not opened.info["animated"]
+
+
+def test_large_photos_come_at_the_size_that_is_shown() -> None:
+    photo = noise(4000, 3000)
+    opened = open_picture(encode(photo, "JPEG"))
+    assert opened.size == (SHOWN_SIDE, 1095)
+    assert mean_difference(opened, photo.resize(opened.size)) < 3
+
+
+def test_a_50_megapixel_jpeg_opens() -> None:
+    assert max(open_picture(encode(Image.new("L", (8160, 6120)), "JPEG")).size) == SHOWN_SIDE
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises pixels and holds none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "sentence"),
+    [
+        (7000, 6000, "7000 × 6000 pixels .42 megapixels.; the limit for its format is 36 megapixels"),
+        (9400, 9400, "too large to open safely"),
+        (60000, 60000, "too large to open safely"),
+        (20001, 100, "no side may exceed 20000"),
+        (400, 15, "each side needs at least 16"),
+    ],
+)
+def test_sizes_are_judged_before_decoding(
+    width: int, height: int, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(_image: Any) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(images, "_decode", decode)
+    with pytest.raises(BadImage, match=sentence):
+        open_picture(png_header(width, height))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "HEIF"])
+def test_truncated_files_are_refused_in_one_sentence(file_format: str) -> None:
+    data = encode(noise(200, 200), file_format)
+    with pytest.raises(BadImage, match=r"damaged or incomplete|not a picture"):
+        open_picture(data[: len(data) // 2])
+
+
+def test_damaged_files_never_raise_anything_else() -> None:
+    draw = np.random.default_rng(0)
+    opened = 0
+    for file_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "HEIF", "MPO"):
+        original = np.frombuffer(encode(noise(64, 48), file_format), np.uint8)
+        for _ in range(60):
+            damaged = original.copy()
+            at = draw.integers(0, len(damaged), draw.integers(1, 9))
+            damaged[at] = draw.integers(0, 256, len(at))
+            try:
+                picture = open_picture(damaged.tobytes())
+            except BadImage as error:
+                assert str(error).endswith(".")
+                assert "\n" not in str(error)
+            else:
+                opened += 1
+                assert picture.mode == "RGB"
+    assert 0 < opened < 480  # some damage is harmless, some isn't
+
+
+def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "huge.png").write_bytes(b"\0" * (MAX_MEGABYTES * 1_000_000 + 1))
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, sentence in (
+        ("empty.png", "This file is empty."),
+        ("huge.png", "This file has 10.0 MB; the limit is 10 MB."),
+        ("pipe.png", "This is not a file."),
+        ("missing.png", "There is no such file."),
+    ):
+        with pytest.raises(BadImage) as caught:
+            open_picture(tmp_path / name)
+        assert str(caught.value) == sentence
+    with pytest.raises(BadImage, match="the limit is 10 MB"):
+        open_picture(b"\0" * (MAX_MEGABYTES * 1_000_000 + 1))
+
+
+def test_a_path_and_its_bytes_give_the_same_picture(tmp_path: Path) -> None:
+    data = encode(noise(50, 70))
+    (tmp_path / "a.png").write_bytes(data)
+    assert mean_difference(open_picture(tmp_path / "a.png"), open_picture(data)) == 0
+    assert mean_difference(open_picture(str(tmp_path / "a.png")), open_picture(data)) == 0
+
+
+def test_find_pictures_looks_into_every_folder(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("b/2.JPG", "1.webp", "notes.txt", "b/3.heic"):
+        (tmp_path / name).touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in find_pictures(tmp_path)] == [
+        "1.webp",
+        "b/2.JPG",
+        "b/3.heic",
+    ]
+
+
+def test_the_fixture_encodes_what_pillow_reads() -> None:
+    assert Image.open(BytesIO(png_header(30, 40))).size == (30, 40)
