@@ -1,0 +1,179 @@
+import ast
+import dataclasses
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from pictures import ROOT, noise
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from images import open_picture
+from model import CLASSES, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Preprocessing, build_network
+from model import save_checkpoint as save
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+    """A checkpoint with random weights, and the network that went into it."""
+    torch.manual_seed(1)
+    network = build_network().eval()
+    path = tmp_path_factory.mktemp("checkpoint") / "best_model.pth"
+    save(
+        path,
+        network,
+        Preprocessing(96),
+        temperature=1.25,
+        threshold=0.6,
+        not_sure=(0.5, 0.7),
+        evidence_scale=3.0,
+        about={"created": "2026-11-22"},
+    )
+    return path, network
+
+
+def test_the_network_is_torchvisions(saved: tuple[Path, torch.nn.Module]) -> None:
+    _, network = saved
+    reference = torchvision.models.densenet121(num_classes=2).eval()
+    reference.load_state_dict(network.state_dict(), strict=True)
+    inputs = torch.randn(2, 3, 96, 96)
+    assert torch.equal(network(inputs), reference(inputs))
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(saved: tuple[Path, torch.nn.Module]) -> None:
+    path, network = saved
+    loaded = Classifier.load(path)
+    assert loaded.classes == CLASSES
+    assert loaded.preprocessing == Preprocessing(96)
+    assert (loaded.temperature, loaded.threshold, loaded.not_sure, loaded.evidence_scale) == (1.25, 0.6, (0.5, 0.7), 3)
+    assert loaded.about == {"created": "2026-11-22"}
+    assert len(loaded.sha256) == 64
+    inputs = torch.randn(2, 3, 96, 96)
+    # Half precision keeps 11 bits of every weight.
+    torch.testing.assert_close(loaded.network(inputs), network(inputs), atol=2e-3, rtol=1e-2)
+
+
+def test_a_loaded_network_is_frozen(saved: tuple[Path, torch.nn.Module]) -> None:
+    loaded = Classifier.load(saved[0])
+    assert not any(module.training for module in loaded.network.modules())
+    assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded.threshold = 0.1  # type: ignore[misc]
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("exploded"),)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "noise", "bomb", "module", "bare", "foreign", "fewer"])
+def test_anything_but_our_checkpoint_gets_one_sentence(
+    kind: str, saved: tuple[Path, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = torch.load(saved[0], weights_only=True)
+    path = tmp_path / "other.pth"
+    if kind == "folder":
+        path.mkdir()
+    elif kind in ("empty", "noise"):
+        path.write_bytes(b"" if kind == "empty" else bytes(range(256)) * 40)
+    elif kind == "bomb":
+        path.write_bytes(pickle.dumps(Bomb()))
+    elif kind == "module":
+        torch.save(torch.nn.Linear(2, 2), path)
+    elif kind == "bare":
+        torch.save(good["state_dict"], path)
+    elif kind == "foreign":
+        torch.save(good | {"classes": ("cat", "dog")}, path)
+    elif kind == "fewer":
+        weights = dict(good["state_dict"])
+        weights.pop("features.conv0.weight")
+        torch.save(good | {"state_dict": weights}, path)
+    with pytest.raises(BadCheckpoint, match=r"^The checkpoint other\.pth .*repository, or make one with train\.py\.$"):
+        Classifier.load(path)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_every_load_is_of_weights_only() -> None:
+    loads = [
+        call
+        for path in ROOT.glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "torch.load"
+    ]
+    assert loads
+    for call in loads:
+        assert {k.arg: ast.unparse(k.value) for k in call.keywords}["weights_only"] == "True"
+
+
+def test_preprocessing_sees_the_whole_picture() -> None:
+    wide = Image.new("RGB", (300, 100), "black")
+    wide.paste((255, 0, 0), (0, 0, 30, 100))  # the left tenth
+    wide.paste((0, 0, 255), (270, 0, 300, 100))  # the right tenth
+    inputs = Preprocessing(100, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))(wide)
+    assert inputs.shape == (3, 100, 100)
+    assert inputs[:, 50, 4].tolist() == [1, 0, 0]
+    assert inputs[:, 50, 95].tolist() == [0, 0, 1]
+
+
+def test_preprocessing_normalises_like_torchvision() -> None:
+    picture = noise(64, 64)
+    ours = Preprocessing(64)(picture)
+    reference = F.normalize(F.to_image(picture).float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    torch.testing.assert_close(ours, reference)
+
+
+def test_a_picture_is_judged_alike_alone_and_among_others(
+    tiny_classifier: Classifier, pictures: list[Image.Image]
+) -> None:
+    together = tiny_classifier.predict(pictures)
+    alone = [tiny_classifier.predict([picture])[0] for picture in pictures]
+    assert len({p.meme_probability for p in together}) == len(pictures)
+    for one, other in zip(together, alone, strict=True):
+        assert one.meme_probability == pytest.approx(other.meme_probability, abs=1e-5)
+
+
+def test_no_pictures_no_predictions(tiny_classifier: Classifier) -> None:
+    assert tiny_classifier.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    ("probability", "label", "verdict"),
+    [
+        (0.0, NOT_MEME, NOT_MEME),
+        (0.39, NOT_MEME, NOT_MEME),
+        (0.45, NOT_MEME, NOT_SURE),
+        (0.55, MEME, NOT_SURE),
+        (0.65, MEME, MEME),
+        (1.0, MEME, MEME),
+    ],
+)
+def test_label_and_verdict_follow_threshold_and_band(
+    probability: float, label: str, verdict: str, tiny_classifier: Classifier
+) -> None:
+    margin = tiny_classifier.temperature * math.log(max(probability, 1e-9) / max(1 - probability, 1e-9))
+    (prediction,) = tiny_classifier.read_logits(torch.tensor([[margin, 0.0]]))
+    assert prediction.meme_probability == pytest.approx(probability, abs=1e-6)
+    assert (prediction.label, prediction.verdict) == (label, verdict)
+
+
+def test_the_order_of_the_outputs_is_the_checkpoints(tiny_classifier: Classifier) -> None:
+    swapped = dataclasses.replace(tiny_classifier, classes=(NOT_MEME, MEME))
+    logits = torch.tensor([[2.0, -1.0]])
+    (ours,), (theirs,) = tiny_classifier.read_logits(logits), swapped.read_logits(logits)
+    assert ours.label == MEME
+    assert theirs.label == NOT_MEME
+    assert ours.meme_probability == pytest.approx(1 - theirs.meme_probability, abs=1e-6)
+
+
+def test_the_shipped_checkpoint_knows_the_examples(classifier: Classifier) -> None:
+    names = {MEME: ("cat_meme", "choice_meme", "mountain_meme"), NOT_MEME: ("mountains", "bar_chart", "concert_poster")}
+    for label in CLASSES:
+        predictions = classifier.predict([open_picture(ROOT / "examples" / f"{name}.jpg") for name in names[label]])
+        assert [prediction.label for prediction in predictions] == [label] * 3
