@@ -1,0 +1,133 @@
+"""The page: streamlit run app.py"""
+
+import base64
+from io import BytesIO
+from pathlib import Path
+
+import streamlit as st
+from PIL import Image
+
+from gradcam import Explanation, explain, legend, overlay
+from images import FORMAT_NAMES, MAX_MEGABYTES, SUFFIXES, BadImage, open_picture
+from model import MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier
+
+HERE = Path(__file__).parent
+EXAMPLES = {path.stem.replace("_", " ").capitalize(): path for path in sorted((HERE / "examples").glob("*.jpg"))}
+# Words and icon carry the verdict; the colour only repeats it.
+VERDICTS = {
+    MEME: ("Meme", ":material/mood:", "orange"),
+    NOT_MEME: ("Not a meme", ":material/image:", "blue"),
+    NOT_SURE: ("Not sure", ":material/help:", "gray"),
+}
+EVIDENCE = {MEME: "for a meme", NOT_MEME: "against a meme"}
+
+
+@st.cache_resource(show_spinner="Loading the network …")
+def load_classifier() -> Classifier:
+    return Classifier.load()
+
+
+@st.cache_resource
+def background_css() -> str:
+    """The background as a rule of its own.
+
+    A picture beside the script has no address to be fetched from. Streamlit sends an unchanged
+    message this long once per visit and only its hash on later reruns.
+    """
+    encoded = base64.b64encode((HERE / "background.png").read_bytes()).decode()
+    return f"<style>:root {{ --background: url(data:image/png;base64,{encoded}) }}</style>"
+
+
+@st.cache_data(max_entries=16, show_spinner="Looking at the picture …")
+def answer(data: bytes) -> tuple[Image.Image, Explanation]:
+    picture = open_picture(data)
+    return picture, explain(load_classifier(), [picture])[0]
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def in_words(explanation: Explanation) -> str:
+    percent = f"{explanation.prediction.meme_probability:.0%}"
+    return f"Probability that this is a meme: {percent}"
+
+
+@st.fragment
+def show_answer(picture: Image.Image, explanation: Explanation) -> None:
+    """The answer and its heatmap; the controls in here redraw it without classifying again."""
+    title, icon, colour = VERDICTS[explanation.prediction.verdict]
+    st.header(f":{colour}[{icon}] {title}", anchor=False)
+    st.progress(explanation.prediction.meme_probability, text=in_words(explanation))
+    if explanation.prediction.verdict == NOT_SURE:
+        st.caption("Pictures with a probability like this one are often misjudged, so decide for yourself.")
+    if picture.info.get("animated"):
+        st.caption("This picture is animated; its first frame was judged.")
+
+    with st.container(horizontal=True, gap="large"):
+        shown = st.segmented_control(
+            "Show the evidence",
+            list(EVIDENCE),
+            format_func=EVIDENCE.__getitem__,
+            default=MEME if explanation.prediction.label == MEME else NOT_MEME,
+            required=True,
+            key="evidence",
+        )
+        opacity = st.slider("Opacity of the heatmap", 0, 100, 60, step=5, format="%d %%", width=280)
+    heat = explanation.heat[shown]
+    heatmap = overlay(picture, heat, opacity / 100)
+    strength = (
+        "strong" if heat.max() > 0.75 else "moderate" if heat.max() > 0.5 else "weak" if heat.max() > 0.1 else "no"
+    )
+
+    left, right = st.columns(2)
+    left.image(picture, caption="Your picture", alt="The picture as it was judged", width="stretch")
+    right.image(
+        heatmap,
+        caption=f"Evidence {EVIDENCE[shown]}: {strength}",
+        alt=f"The same picture with a heatmap over it that shows {strength} evidence {EVIDENCE[shown]}",
+        width="stretch",
+    )
+    st.image(legend(), alt="Colour scale from no evidence, uncoloured, through blue, green, yellow and orange to red")
+    st.caption("No colour: no evidence · blue and green: weak · yellow and orange: moderate · red: strong.")
+    st.download_button(
+        "Download the heatmap",
+        lambda: png(heatmap),
+        file_name="heatmap.png",
+        mime="image/png",
+        on_click="ignore",
+        icon=":material/download:",
+    )
+
+
+def forget_example() -> None:
+    st.session_state["example"] = None
+
+
+# A Material icon here would make each visitor's browser ask a third party for it.
+icon = Image.open(HERE / "background.png").crop((1520, 80, 1760, 320))
+st.set_page_config(page_title="Meme Classifier", page_icon=icon, layout="wide")
+st.html(background_css())
+st.html(HERE / "style.css")
+
+with st.container(key="page"):
+    st.title("Meme or not a meme?", anchor=False)
+    st.write("Give a picture, read the answer, and see on a heatmap where in the picture it comes from.")
+    upload = st.file_uploader(
+        "Drop a picture here, browse for one, or paste one",
+        type=list(SUFFIXES),
+        max_upload_size=MAX_MEGABYTES,
+        on_change=forget_example,
+        help=f"{FORMAT_NAMES}, up to {MAX_MEGABYTES} MB. To paste: Tab key to the upload area, then Ctrl+V.",
+    )
+    example = st.pills("Or try one of ours", list(EXAMPLES), key="example")
+    data = EXAMPLES[example].read_bytes() if example else upload.getvalue() if upload else None
+
+    if data is not None:
+        with st.container(border=True, key="answer"):
+            try:
+                show_answer(*answer(data))
+            except (BadImage, BadCheckpoint) as error:
+                st.error(str(error), icon=":material/broken_image:")
