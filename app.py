@@ -13,12 +13,8 @@ from model import MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier
 
 HERE = Path(__file__).parent
 EXAMPLES = {path.stem.replace("_", " ").capitalize(): path for path in sorted((HERE / "examples").glob("*.jpg"))}
-# Words and icon carry the verdict; the colour only repeats it.
-VERDICTS = {
-    MEME: ("Meme", ":material/mood:", "orange"),
-    NOT_MEME: ("Not a meme", ":material/image:", "blue"),
-    NOT_SURE: ("Not sure", ":material/help:", "gray"),
-}
+# The words carry the verdict; the colour only repeats it.
+VERDICTS = {MEME: ":orange[Meme]", NOT_MEME: ":blue[Not a meme]", NOT_SURE: "Not sure"}
 EVIDENCE = {MEME: "for a meme", NOT_MEME: "against a meme"}
 
 
@@ -58,8 +54,7 @@ def in_words(explanation: Explanation) -> str:
 @st.fragment
 def show_answer(picture: Image.Image, explanation: Explanation) -> None:
     """The answer and its heatmap; the controls in here redraw it without classifying again."""
-    title, icon, colour = VERDICTS[explanation.prediction.verdict]
-    st.header(f":{colour}[{icon}] {title}", anchor=False)
+    st.header(VERDICTS[explanation.prediction.verdict], anchor=False)
     st.progress(explanation.prediction.meme_probability, text=in_words(explanation))
     if explanation.prediction.verdict == NOT_SURE:
         st.caption("Pictures with a probability like this one are often misjudged, so decide for yourself.")

@@ -1,0 +1,213 @@
+"""The page as a visitor meets it: the real server, the real checkpoint, a real Chromium."""
+
+import base64
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from draw import captioned, mountains
+from numpy.typing import NDArray
+from pictures import ROOT, encode
+from PIL import Image
+from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
+
+WIDTHS = pytest.mark.parametrize(("width", "height"), [(1440, 1000), (390, 844)], ids=["desktop", "phone"])
+PATIENCE = 60_000  # ms; the first answer waits for the network to load, perhaps beside other work
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The real server on a free port of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true"]
+    server = subprocess.Popen([*command, "--server.address=127.0.0.1", f"--server.port={port}"], cwd=ROOT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                with urllib.request.urlopen(f"{url}/_stcore/health") as answer:  # noqa: S310
+                    assert answer.read() == b"ok"
+                    break
+            except OSError:
+                assert server.poll() is None, "the server ended"
+                time.sleep(0.5)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium that is already installed; without one, CI fails and a laptop skips."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        reason = "no Chromium on this machine"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=quiet)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str, width: int, height: int) -> Iterator[Page]:
+    """The opened page; afterwards, nothing may have gone wrong behind the scenes."""
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(PATIENCE)
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "requestfailed", lambda request: wrong.append(request.url) if request.failure != "net::ERR_ABORTED" else None
+    )
+    strangers: list[str] = []
+    page.on("request", lambda request: strangers.append(request.url) if address not in request.url else None)
+    page.goto(address)
+    expect(page.get_by_role("heading", name="Meme or not a meme?")).to_be_visible(timeout=PATIENCE)
+    yield page
+    page.close()
+    assert wrong == []
+    assert [url for url in strangers if not url.startswith(("data:", "blob:"))] == []
+
+
+def file(name: str, data: bytes) -> FilePayload:
+    return {"name": name, "mimeType": "image/png", "buffer": data}
+
+
+def expect_answer(page: Page, words: str) -> None:
+    """The answer in words, beside it the picture and its heatmap, both loaded."""
+    answer = page.locator(".st-key-answer")
+    expect(answer.locator("h2")).to_have_text(words, timeout=PATIENCE)
+    expect(answer.get_by_text("Probability that this is a meme")).to_be_visible()
+    for alt in ("The picture as it was judged", "heatmap"):
+        image = answer.locator(f"img[alt*='{alt}']")
+        expect(image).to_be_visible()
+        page.wait_for_function("image => image.complete && image.naturalWidth > 100", arg=image.element_handle())
+    expect(page.get_by_test_id("stAlert")).to_have_count(0)
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+
+
+@WIDTHS
+def test_a_visitor_reads_the_answers(page: Page, width: int) -> None:
+    meme, plain = encode(captioned(mountains(), "ONE DOES NOT SIMPLY", "TAKE A DAY OFF")), encode(mountains())
+    upload = page.locator("input[type=file]")
+
+    upload.set_input_files(file("meme.png", meme))
+    expect_answer(page, "Meme")
+    upload.set_input_files(file("plain.png", plain))
+    expect_answer(page, "Not a meme")
+
+    upload.set_input_files(file("broken.png", plain[:5000]))
+    expect(page.get_by_text("This picture is damaged or incomplete and cannot be opened.")).to_be_visible()
+    expect(page.locator(".st-key-answer img")).to_have_count(0)
+
+    paste(page, meme)
+    expect_answer(page, "Meme")
+    page.get_by_text("Mountains", exact=True).click()
+    expect_answer(page, "Not a meme")
+    for _ in range(2):
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download the heatmap").click()
+        with Image.open(download.value.path()) as heatmap:
+            assert (heatmap.format, heatmap.size) == ("PNG", mountains().size)
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def paste(page: Page, data: bytes) -> None:
+    """Paste a picture as Ctrl+V does; Streamlit's upload area takes it when it has the focus."""
+    area = page.get_by_test_id("stFileUploaderDropzone")
+    area.focus()
+    area.evaluate(
+        """(area, data) => {
+            const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+            const clipboard = new DataTransfer();
+            clipboard.items.add(new File([bytes], "image.png", {type: "image/png"}));
+            area.dispatchEvent(new ClipboardEvent("paste", {clipboardData: clipboard, bubbles: true}));
+        }""",
+        base64.b64encode(data).decode(),
+    )
+
+
+@WIDTHS
+@pytest.mark.usefixtures("height", "width")
+def test_the_background_fills_the_page_and_is_sent_once(page: Page) -> None:
+    style = "getComputedStyle(document.querySelector('.stApp'))"
+    page.wait_for_function(f"{style}.backgroundImage.startsWith('url(\"data:image/png;base64,')")
+    assert page.evaluate(f"{style}.backgroundSize") == "cover"
+    assert page.evaluate(f"{style}.opacity") == "1"
+    frames: list[int] = []
+    page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: frames.append(len(frame))))
+    page.reload()
+    expect(page.get_by_text("Or try one of ours")).to_be_visible()
+    picture = (ROOT / "background.png").stat().st_size
+    assert max(frames) > picture
+    frames.clear()
+    page.get_by_text("Mountains", exact=True).click()
+    expect_answer(page, "Not a meme")
+    assert 0 < sum(frames) < picture
+
+
+@WIDTHS
+@pytest.mark.usefixtures("height", "width")
+def test_all_text_is_legible_on_the_background(page: Page) -> None:
+    page.get_by_text("Cat meme", exact=True).click()
+    expect_answer(page, "Meme")
+    page.set_viewport_size({"width": page.viewport_size["width"], "height": 2200})  # type: ignore[index]
+    texts: list[dict[str, Any]] = page.evaluate(
+        """() => [...document.querySelectorAll(".st-key-page *")].filter(element =>
+            element.checkVisibility() && !element.closest("[data-testid=stImageContainer]") &&
+            [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())
+        ).map(element => {
+            const box = element.getBoundingClientRect();
+            return {text: element.textContent, colour: getComputedStyle(element).color,
+                    box: [box.left, box.top, box.right, box.bottom]};
+        })"""
+    )
+    assert len(texts) > 12
+    page.add_style_tag(content="* { color: transparent !important }")
+    with Image.open(BytesIO(page.screenshot(animations="disabled"))) as screenshot:
+        pixels = np.asarray(screenshot.convert("RGB"))
+    for text in texts:
+        left, top, right, bottom = (int(edge) for edge in text["box"])
+        behind = pixels[max(0, top) : bottom, max(0, left) : right].reshape(-1, 3)
+        if len(behind):
+            assert contrast(page, text["colour"], behind) >= 4.5, text
+
+
+def contrast(page: Page, colour: str, behind: NDArray[np.uint8]) -> float:
+    """The least contrast of a CSS colour with pixels of shape (N, 3) (WCAG 2.2, contrast ratio)."""
+    red, green, blue, alpha = page.evaluate(
+        """colour => {
+            const context = new OffscreenCanvas(1, 1).getContext("2d");
+            context.fillStyle = colour;
+            context.fillRect(0, 0, 1, 1);
+            return [...context.getImageData(0, 0, 1, 1).data];
+        }""",
+        colour,
+    )
+    text = np.array([red, green, blue]) * alpha / 255 + behind * (1 - alpha / 255)
+    one, other = luminance(text), luminance(behind.astype(float))
+    return float(((np.maximum(one, other) + 0.05) / (np.minimum(one, other) + 0.05)).min())
+
+
+def luminance(colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Relative luminance of sRGB colours of shape (N, 3), from 0 to 255 (WCAG 2.2)."""
+    scaled = colours / 255
+    linear = np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4)
+    return np.asarray(linear @ np.array([0.2126, 0.7152, 0.0722]))
