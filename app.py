@@ -5,6 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 import streamlit as st
+import torch
 from PIL import Image
 
 from gradcam import Explanation, explain, legend, overlay
@@ -15,11 +16,15 @@ HERE = Path(__file__).parent
 EXAMPLES = {path.stem.replace("_", " ").capitalize(): path for path in sorted((HERE / "examples").glob("*.jpg"))}
 # The words carry the verdict; the colour only repeats it.
 VERDICTS = {MEME: ":orange[Meme]", NOT_MEME: ":blue[Not a meme]", NOT_SURE: "Not sure"}
+# From which heat on the strongest place is called what; the legend's colours change there.
+STRENGTHS = ((0.8, "strong"), (0.6, "moderate"), (0.1, "weak"), (0, "none"))
 EVIDENCE = {MEME: "for a meme", NOT_MEME: "against a meme"}
 
 
 @st.cache_resource(show_spinner="Loading the network …")
 def load_classifier() -> Classifier:
+    # Visitors' own threads keep the cores busy; more threads inside one answer only fight over them.
+    torch.set_num_threads(1)
     return Classifier.load()
 
 
@@ -61,33 +66,27 @@ def show_answer(picture: Image.Image, explanation: Explanation) -> None:
     if picture.info.get("animated"):
         st.caption("This picture is animated; its first frame was judged.")
 
-    with st.container(horizontal=True, gap="large"):
+    left, right = st.columns(2)
+    st.image(legend(), alt="Colour scale from no evidence, uncoloured, through blue, green, yellow and orange to red")
+    st.caption("No colour: no evidence · blue and green: weak · yellow and orange: moderate · red: strong.")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
         shown = st.segmented_control(
             "Show the evidence",
             list(EVIDENCE),
             format_func=EVIDENCE.__getitem__,
-            default=MEME if explanation.prediction.label == MEME else NOT_MEME,
+            default=explanation.prediction.label,
             required=True,
-            key="evidence",
         )
         opacity = st.slider("Opacity of the heatmap", 0, 100, 60, step=5, format="%d %%", width=280)
+        download = st.container(width="content")
+
     heat = explanation.heat[shown]
     heatmap = overlay(picture, heat, opacity / 100)
-    strength = (
-        "strong" if heat.max() > 0.75 else "moderate" if heat.max() > 0.5 else "weak" if heat.max() > 0.1 else "no"
-    )
-
-    left, right = st.columns(2)
+    strength = next(words for least, words in STRENGTHS if heat.max() >= least)
     left.image(picture, caption="Your picture", alt="The picture as it was judged", width="stretch")
-    right.image(
-        heatmap,
-        caption=f"Evidence {EVIDENCE[shown]}: {strength}",
-        alt=f"The same picture with a heatmap over it that shows {strength} evidence {EVIDENCE[shown]}",
-        width="stretch",
-    )
-    st.image(legend(), alt="Colour scale from no evidence, uncoloured, through blue, green, yellow and orange to red")
-    st.caption("No colour: no evidence · blue and green: weak · yellow and orange: moderate · red: strong.")
-    st.download_button(
+    found = f"Evidence {EVIDENCE[shown]}: {strength}"
+    right.image(heatmap, caption=found, alt=f"The same picture under its heatmap. {found}", width="stretch")
+    download.download_button(
         "Download the heatmap",
         lambda: png(heatmap),
         file_name="heatmap.png",

@@ -62,9 +62,15 @@ def test_choices_only_redraw(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> 
     page.slider[0].set_value(20).run()
     assert not page.exception
     assert texts(page) == before
-    page.segmented_control(key="evidence").select("not_meme").run()
+    page.segmented_control[0].select("not_meme").run()
     assert not page.exception
     assert "Evidence against a meme" in str(page.get("image")[1].proto)
+
+
+def test_each_picture_starts_with_the_evidence_for_its_own_answer(page: AppTest) -> None:
+    for example, evidence in (("Cat meme", "Evidence for a meme"), ("Mountains", "Evidence against a meme")):
+        page.pills(key="example").select(example).run()
+        assert evidence in str(page.get("image")[1].proto)
 
 
 @pytest.mark.parametrize(
