@@ -2,12 +2,6 @@
 
 import base64
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
@@ -18,7 +12,9 @@ from draw import captioned, mountains
 from numpy.typing import NDArray
 from pictures import ROOT, encode
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, expect
+
+from bench_page import chromium, running_server
 
 WIDTHS = pytest.mark.parametrize(("width", "height"), [(1440, 1000), (390, 844)], ids=["desktop", "phone"])
 PATIENCE = 60_000  # ms; the first answer waits for the network to load, perhaps beside other work
@@ -26,42 +22,20 @@ PATIENCE = 60_000  # ms; the first answer waits for the network to load, perhaps
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """The real server on a free port of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true"]
-    server = subprocess.Popen([*command, "--server.address=127.0.0.1", f"--server.port={port}"], cwd=ROOT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            try:
-                with urllib.request.urlopen(f"{url}/_stcore/health") as answer:  # noqa: S310
-                    assert answer.read() == b"ok"
-                    break
-            except OSError:
-                assert server.poll() is None, "the server ended"
-                time.sleep(0.5)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(10)
+    with running_server() as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A Chromium that is already installed; without one, CI fails and a laptop skips."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        reason = "no Chromium on this machine"
+    """Without a Chromium, CI fails and a laptop skips."""
+    try:
+        with chromium() as browser:
+            yield browser
+    except FileNotFoundError as error:
         if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=quiet)
-        yield chromium
-        chromium.close()
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture
