@@ -36,7 +36,7 @@ from model import CLASSES, DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadChec
 
 @dataclass(frozen=True, slots=True)
 class LabelledPicture:
-    """A file with its label, its group (what kind of negative) and its source (where it comes from)."""
+    """A file with its label, its group (what kind of negative, or `meme`) and its source (where it comes from)."""
 
     path: Path
     label: str
@@ -52,9 +52,9 @@ def read_folder(root: Path) -> list[LabelledPicture]:
             folders = path.relative_to(root / label).parts[:-1]
             folder = folders[0] if folders else label
             group, _, source = folder.partition("__")
-            if label == MEME or not source:
-                group = source = folder
-            pictures.append(LabelledPicture(path, label, group, source))
+            if label == MEME:
+                group, source = MEME, folder
+            pictures.append(LabelledPicture(path, label, group, source or folder))
     return pictures
 
 

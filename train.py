@@ -11,7 +11,7 @@ import pickle
 import random
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -59,7 +59,7 @@ SEED = 0
 
 
 class TrainingStream(IterableDataset[tuple[Tensor, int]]):
-    """An endless draw of augmented pictures: both classes equally often, sources by the root of their size.
+    """An endless draw of augmented pictures: both classes equally often, then as `balanced_weights` says.
 
     The same `first_step` and seed give the same draw, so a resumed run goes on where it stopped.
     """
@@ -84,10 +84,22 @@ class TrainingStream(IterableDataset[tuple[Tensor, int]]):
 
 
 def balanced_weights(pictures: list[LabelledPicture]) -> list[float]:
-    """Weights that give each class half of the draws, and a source of n pictures a share by √n."""
-    sizes = Counter((picture.label, picture.source) for picture in pictures)
-    totals = {label: sum(math.sqrt(n) for (of, _), n in sizes.items() if of == label) for label in CLASSES}
-    return [sizes[p.label, p.source] ** -0.5 / totals[p.label] for p in pictures]
+    """Weights for drawing pictures: half of the draws for each class, roots of the sizes below that.
+
+    A source of n pictures weighs √n, and a group the root of its sources' sum: else a few large
+    uniform sources, and photos, which are easy and many, would crowd out the rest.
+    """
+    sources = Counter((p.label, p.group, p.source) for p in pictures)
+    groups: dict[tuple[str, str], float] = defaultdict(float)
+    labels: dict[str, float] = defaultdict(float)
+    for (label, group, _), size in sources.items():
+        groups[label, group] += math.sqrt(size)
+    for (label, _), size_root in groups.items():
+        labels[label] += math.sqrt(size_root)
+    return [
+        sources[p.label, p.group, p.source] ** -0.5 * groups[p.label, p.group] ** -0.5 / labels[p.label]
+        for p in pictures
+    ]
 
 
 def train(pictures: list[LabelledPicture], init: Path | None, state: Path, *, resume: bool) -> nn.Module:

@@ -13,8 +13,8 @@ from model import MEME, NOT_MEME, NOT_SURE, Classifier, Prediction
 def test_folders_name_label_group_and_source(folder: Path) -> None:
     found = {(p.label, p.group, p.source) for p in read_folder(folder)}
     assert found == {
-        ("meme", "one", "one"),
-        ("meme", "two", "two"),
+        ("meme", "meme", "one"),
+        ("meme", "meme", "two"),
         ("not_meme", "poster", "three"),
         ("not_meme", "four", "four"),
     }
@@ -29,7 +29,7 @@ def test_pictures_outside_any_source_belong_to_their_label(folder: Path) -> None
 
 def test_figures_of_a_known_outcome() -> None:
     """Four memes, three of them found; six others, one of them called a meme."""
-    pictures = [LabelledPicture(Path(str(n)), MEME, "reddit", "reddit") for n in range(4)]
+    pictures = [LabelledPicture(Path(str(n)), MEME, MEME, "reddit") for n in range(4)]
     pictures += [LabelledPicture(Path(str(n)), NOT_MEME, "chart", "nature") for n in range(2)]
     pictures += [LabelledPicture(Path(str(n)), NOT_MEME, "photo", "flickr") for n in range(4)]
     scores = [0.9, 0.8, 0.7, 0.2, 0.6, 0.1, 0.3, 0.1, 0.1, 0.1]

@@ -1,6 +1,6 @@
 import math
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +15,19 @@ from model import MEME, NOT_MEME, Classifier, Preprocessing, build_network
 from train import Stage, TrainingStream, balanced_weights, fit_not_sure, fit_temperature, fit_threshold, hold_out
 
 
-def labelled(label: str, source: str, count: int) -> list[LabelledPicture]:
-    return [LabelledPicture(Path(label) / source / str(n), label, source, source) for n in range(count)]
+def labelled(label: str, source: str, count: int, group: str = "group") -> list[LabelledPicture]:
+    return [LabelledPicture(Path(label) / source / str(n), label, group, source) for n in range(count)]
 
 
-def test_draws_are_balanced_by_class_and_by_the_root_of_a_source() -> None:
-    pictures = labelled(MEME, "big", 900) + labelled(MEME, "small", 9) + labelled(NOT_MEME, "only", 50)
-    weights = balanced_weights(pictures)
-    total = {p.source: 0.0 for p in pictures}
-    for picture, weight in zip(pictures, weights, strict=True):
+def test_draws_are_balanced_by_class_group_and_source() -> None:
+    pictures = labelled(MEME, "big", 900) + labelled(MEME, "small", 9)
+    pictures += labelled(NOT_MEME, "forest", 250_000, "photo") + labelled(NOT_MEME, "cinema", 400, "poster")
+    total: dict[str, float] = defaultdict(float)
+    for picture, weight in zip(pictures, balanced_weights(pictures), strict=True):
         total[picture.source] += weight
-    assert total["big"] + total["small"] == pytest.approx(total["only"])
-    assert total["big"] / total["small"] == pytest.approx(10)
+    assert total["big"] + total["small"] == pytest.approx(0.5 * sum(total.values()))
+    assert total["big"] / total["small"] == pytest.approx(10)  # the root of 900 / 9
+    assert total["forest"] / total["cinema"] == pytest.approx(5)  # the fourth root of 250,000 / 400
 
 
 def test_the_same_step_draws_the_same_pictures(folder: Path) -> None:
