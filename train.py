@@ -283,7 +283,8 @@ def fit_not_sure(probability: Array, is_meme: Array, threshold: float) -> tuple[
     centre = math.log(threshold / (1 - threshold))
     low = high = threshold
     for half in np.linspace(0, 4, 81):
-        low_, high_ = (1 / (1 + math.exp(-(centre + side * half))) for side in (-1, 1))
+        low_ = min(threshold, 1 / (1 + math.exp(half - centre)))
+        high_ = max(threshold, 1 / (1 + math.exp(-half - centre)))
         answered = (probability <= low_) | (probability >= high_)
         if answered.mean() < 1 - MOST_UNANSWERED:
             break

@@ -130,6 +130,7 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     init = tmp_path / "init.pth"
+    torch.manual_seed(0)
     weights = build_network().state_dict()
     torch.save({name: tensor.half() for name, tensor in weights.items() if "classifier" not in name}, init)
     out = tmp_path / "out.pth"
