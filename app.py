@@ -1,8 +1,11 @@
 """The page: streamlit run app.py"""
 
 import base64
+import hashlib
+import os
 from io import BytesIO
 from pathlib import Path
+from threading import BoundedSemaphore
 
 import streamlit as st
 import torch
@@ -17,7 +20,7 @@ EXAMPLES = {path.stem.replace("_", " ").capitalize(): path for path in sorted((H
 # The words carry the verdict; the colour only repeats it.
 VERDICTS = {MEME: ":orange[Meme]", NOT_MEME: ":blue[Not a meme]", NOT_SURE: "Not sure"}
 # From which heat on the strongest place is called what; the legend's colours change there.
-STRENGTHS = ((0.8, "strong"), (0.6, "moderate"), (0.1, "weak"), (0, "none"))
+STRENGTHS = ((0.87, "strong"), (0.6, "moderate"), (0.02, "weak"), (0, "none"))
 EVIDENCE = {MEME: "for a meme", NOT_MEME: "against a meme"}
 
 
@@ -26,6 +29,12 @@ def load_classifier() -> Classifier:
     # Visitors' own threads keep the cores busy; more threads inside one answer only fight over them.
     torch.set_num_threads(1)
     return Classifier.load()
+
+
+@st.cache_resource
+def free_cores() -> BoundedSemaphore:
+    """One picture per core at a time: an open large picture can hold some 500 MB."""
+    return BoundedSemaphore(os.cpu_count() or 1)
 
 
 @st.cache_resource
@@ -41,8 +50,9 @@ def background_css() -> str:
 
 @st.cache_data(max_entries=16, show_spinner="Looking at the picture …")
 def answer(data: bytes) -> tuple[Image.Image, Explanation]:
-    picture = open_picture(data)
-    return picture, explain(load_classifier(), [picture])[0]
+    with free_cores():
+        picture = open_picture(data)
+        return picture, explain(load_classifier(), [picture])[0]
 
 
 def png(picture: Image.Image) -> bytes:
@@ -57,7 +67,7 @@ def in_words(explanation: Explanation) -> str:
 
 
 @st.fragment
-def show_answer(picture: Image.Image, explanation: Explanation) -> None:
+def show_answer(picture: Image.Image, explanation: Explanation, key: str) -> None:
     """The answer and its heatmap; the controls in here redraw it without classifying again."""
     st.header(VERDICTS[explanation.prediction.verdict], anchor=False)
     st.progress(explanation.prediction.meme_probability, text=in_words(explanation))
@@ -76,6 +86,7 @@ def show_answer(picture: Image.Image, explanation: Explanation) -> None:
             format_func=EVIDENCE.__getitem__,
             default=explanation.prediction.label,
             required=True,
+            key=key,  # a new picture starts with the evidence for its own answer
         )
         opacity = st.slider("Opacity of the heatmap", 0, 100, 60, step=5, format="%d %%", width=280)
         download = st.container(width="content")
@@ -122,6 +133,6 @@ with st.container(key="page"):
     if data is not None:
         with st.container(border=True, key="answer"):
             try:
-                show_answer(*answer(data))
+                show_answer(*answer(data), key=hashlib.sha256(data).hexdigest())
             except (BadImage, BadCheckpoint) as error:
                 st.error(str(error), icon=":material/broken_image:")

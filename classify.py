@@ -5,10 +5,13 @@ A PATH is a picture or a folder, which is searched with all its sub-folders. Not
 
 import argparse
 import csv
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from io import TextIOWrapper
 from pathlib import Path
+from typing import Any, TextIO
 
 from PIL import Image
 from tqdm import tqdm
@@ -17,6 +20,8 @@ from images import BadImage, find_pictures, open_picture
 from model import DEFAULT_CHECKPOINT, BadCheckpoint, Classifier, Prediction
 
 BATCH = 16
+# Linux file names may be any bytes: what is no UTF-8 goes out as it came in.
+AS_IT_CAME: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 COLUMNS = ("path", "label", "meme_probability", "verdict", "error")
 
 
@@ -28,6 +33,10 @@ def classify(classifier: Classifier, paths: list[Path]) -> Iterator[tuple[Path, 
         predictions = iter(classifier.predict([picture for picture in opened if isinstance(picture, Image.Image)]))
         for path, picture in zip(batch, opened, strict=True):
             yield path, picture if isinstance(picture, BadImage) else next(predictions)
+
+
+def _look_into(path: Path) -> list[Path]:
+    return find_pictures(path) if os.path.isdir(path) else [path]  # noqa: PTH112  (Path.is_dir can raise)
 
 
 def _open(path: Path) -> Image.Image | BadImage:
@@ -55,17 +64,18 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
     arguments = parser.parse_args()
 
-    paths = [found for path in arguments.paths for found in (find_pictures(path) if path.is_dir() else [path])]
+    paths = [found for path in arguments.paths for found in _look_into(path)]
+    if arguments.csv and os.path.realpath(arguments.csv) in map(os.path.realpath, paths):
+        parser.error(f"{arguments.csv} is one of the pictures")
     failed = 0
     with ExitStack() as stack:
         try:
             classifier = Classifier.load(arguments.checkpoint)
-            table = sys.stdout
+            table: TextIO = sys.stdout
             if arguments.csv:
-                # Linux file names may be any bytes: what is no UTF-8 goes out as it came in.
-                table = stack.enter_context(
-                    arguments.csv.open("w", encoding="utf-8", errors="surrogateescape", newline="")
-                )
+                table = stack.enter_context(arguments.csv.open("w", **AS_IT_CAME))
+            elif isinstance(sys.stdout, TextIOWrapper):
+                sys.stdout.reconfigure(**AS_IT_CAME)
         except BadCheckpoint as error:
             parser.error(str(error))
         except OSError as error:

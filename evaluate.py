@@ -82,7 +82,7 @@ def measure(pictures: list[LabelledPicture], predictions: list[Prediction]) -> d
         "f1": bootstrap(lambda i: f1(truth[i], said[i]), len(truth)),
         "auroc": bootstrap(lambda i: auroc(truth[i], scores[i]), len(truth)),
         "average_precision": bootstrap(lambda i: average_precision(truth[i], scores[i]), len(truth)),
-        "ece": bootstrap(lambda i: calibration_error(truth[i], scores[i]), len(truth)),
+        "ece": bootstrap(lambda i: calibration_error(truth[i], scores[i]), len(truth), biased=True),
         "brier": bootstrap(lambda i: float(np.mean((scores[i] - truth[i]) ** 2)), len(truth)),
         "accuracy_when_answered": share(right[answered]),
         "share_answered": share(answered),

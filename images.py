@@ -13,17 +13,20 @@ from pillow_heif import register_heif_opener
 # Pillow would open over forty formats by their first bytes; nearly all of its security
 # advisories live in the ones left out here. "JPEG" also admits the MPO files of phones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIF")
+JPEG = ("JPEG", "MPO")  # what Pillow calls them once they are open
 FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, AVIF or HEIC"
-SUFFIXES = ("jpg", "jpeg", "mpo", "png", "webp", "gif", "bmp", "avif", "heic", "heif")
+SUFFIXES = ("jpg", "jpeg", "jfif", "mpo", "png", "webp", "gif", "bmp", "avif", "heic", "heif")
 
 MAX_MEGABYTES = 10
 MAX_JPEG_PIXELS = 64_000_000  # 50-megapixel phones pass: JPEGs are decoded at a fraction of their size
 MAX_PIXELS = 36_000_000
 MAX_SIDE = 20_000  # pixels
 MIN_SIDE = 16  # pixels
+MAX_JPEG_SCANS = 100  # cameras write 1, progressive files about 10; each costs a pass over all pixels
 JPEG_DRAFT_SIDE = 1024  # pixels; never below twice the network's input
 SHOWN_SIDE = 1460  # pixels; Streamlit encodes anything wider a second time
 ORIENTATION = 0x0112  # EXIF 2.32
+START_OF_SCAN = b"\xff\xda"  # ITU T.81, table B.1; never inside a scan's own data
 
 register_heif_opener()
 # Both are process-wide and set once: per-call `warnings.catch_warnings` is not thread-safe.
@@ -58,6 +61,8 @@ def open_picture(source: bytes | str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check_size(image)
+            if image.format in JPEG and data.count(START_OF_SCAN) > MAX_JPEG_SCANS:
+                raise BadImage("This JPEG has more scans than any camera or program writes.")
             return _decode(image)
     except BadImage:
         raise
@@ -71,7 +76,8 @@ def open_picture(source: bytes | str | os.PathLike[str]) -> Image.Image:
 
 def find_pictures(folder: Path) -> list[Path]:
     """Every file below a folder whose name ends like a picture's, sorted by path."""
-    return sorted(path for path in folder.rglob("*") if path.suffix[1:].lower() in SUFFIXES and path.is_file())
+    # Whatever cannot be looked at stays in, so that opening it says why.
+    return sorted(p for p in folder.rglob("*") if p.suffix[1:].lower() in SUFFIXES and not os.path.isdir(p))  # noqa: PTH112
 
 
 def _read_file(path: Path) -> bytes:
@@ -93,7 +99,7 @@ def _too_many_bytes(size: int) -> str:
 
 def _check_size(image: Image.Image) -> None:
     width, height = image.size
-    limit = MAX_JPEG_PIXELS if image.format in ("JPEG", "MPO") else MAX_PIXELS
+    limit = MAX_JPEG_PIXELS if image.format in JPEG else MAX_PIXELS
     if width * height > limit:
         raise BadImage(
             f"This picture has {width} × {height} pixels ({width * height / 1e6:.0f} megapixels); "
@@ -113,7 +119,8 @@ def _decode(image: Image.Image) -> Image.Image:
     with suppress(Exception):  # broken metadata is no reason to refuse good pixels
         picture.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
         ImageOps.exif_transpose(picture, in_place=True)
-    animated = image.format != "MPO" and getattr(image, "is_animated", False)
+    # Phones keep second pictures in MPO and HEIC, which are no animations.
+    animated = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
     picture.info = {"animated": animated}
     picture.getexif().clear()
     return picture

@@ -38,12 +38,15 @@ def share(hits: Array) -> Estimate:
     return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def bootstrap(statistic: Callable[[Array], float], n: int) -> Estimate:
+def bootstrap(statistic: Callable[[Array], float], n: int, *, biased: bool = False) -> Estimate:
     """A statistic of n pictures with its percentile interval over seeded resamples.
 
     Args:
         statistic: from indices of pictures, shape (n,), to a value; NaN where it is undefined.
         n: number of pictures.
+        biased: for a statistic that resampling alone makes larger, as it does errors. The interval
+            is then reflected at the value (the "basic" bootstrap, Davison & Hinkley 1997, section
+            5.2), but reaches from 0 at the lowest to the value at least.
     """
     value = statistic(np.arange(n))
     if math.isnan(value):
@@ -51,6 +54,8 @@ def bootstrap(statistic: Callable[[Array], float], n: int) -> Estimate:
     draw = np.random.default_rng(0)
     values = [statistic(draw.integers(0, n, n)) for _ in range(RESAMPLES)]
     low, high = np.nanpercentile(values, (2.5, 97.5))
+    if biased:
+        low, high = max(0.0, 2 * value - high), max(value, 2 * value - low)
     return Estimate(value, float(low), float(high))
 
 

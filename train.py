@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from augment import Augment
@@ -61,7 +61,7 @@ SEED = 0
 class TrainingStream(IterableDataset[tuple[Tensor, int]]):
     """An endless draw of augmented pictures: both classes equally often, then as `balanced_weights` says.
 
-    The same `first_step` and seed give the same draw, so a resumed run goes on where it stopped.
+    A run that resumes at another step draws anew from there; the same step gives the same draw.
     """
 
     def __init__(self, pictures: list[LabelledPicture], preprocessing: Preprocessing, first_step: int) -> None:
@@ -70,7 +70,8 @@ class TrainingStream(IterableDataset[tuple[Tensor, int]]):
         self.first_step = first_step
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        draw = random.Random(f"{SEED}-{self.first_step}")
+        worker = get_worker_info()
+        draw = random.Random(f"{SEED}-{self.first_step}-{worker.id if worker else 0}")
         augment = Augment(draw)
         weights = balanced_weights(self.pictures)
         while True:
@@ -191,23 +192,27 @@ def load_initial_weights(network: nn.Module, path: Path) -> None:
         weights = weights.get("state_dict", weights)
         weights = {name.removeprefix("module."): w.float() for name, w in weights.items() if "classifier" not in name}
         missing, unexpected = network.load_state_dict(weights, strict=False)
-    except (OSError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
+    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
         raise SystemExit(f"{path} cannot be read as DenseNet121's weights: {error}") from error
     if unexpected or any(not name.startswith("classifier.") for name in missing):
         raise SystemExit(f"{path} does not hold DenseNet121's weights.")
 
 
 def hold_out(pictures: list[LabelledPicture]) -> tuple[list[LabelledPicture], list[LabelledPicture]]:
-    """Set whole sources aside, about `HELD_OUT` of each class, so that calibration sees unknown ones."""
+    """Set whole sources aside, so that calibration sees unknown ones: at most twice `HELD_OUT` of each class.
+
+    Where every source of a class is larger than that, single pictures of it are set aside.
+    """
     aside: list[LabelledPicture] = []
     for label in CLASSES:
         of_label = [picture for picture in pictures if picture.label == label]
         sources = sorted({picture.source for picture in of_label})
         random.Random(SEED).shuffle(sources)
         taken: list[LabelledPicture] = []
-        for source in sources[:-1]:
-            if len(taken) < HELD_OUT * len(of_label):
-                taken += [picture for picture in of_label if picture.source == source]
+        for source in sources:
+            of_source = [picture for picture in of_label if picture.source == source]
+            if len(taken) < HELD_OUT * len(of_label) and len(taken + of_source) <= 2 * HELD_OUT * len(of_label):
+                taken += of_source
         aside += taken or random.Random(SEED).sample(of_label, math.ceil(HELD_OUT * len(of_label)))
     chosen = {picture.path for picture in aside}
     return [picture for picture in pictures if picture.path not in chosen], aside
@@ -268,10 +273,11 @@ def fit_temperature(margin: Array, is_meme: Array) -> float:
 
 
 def fit_threshold(probability: Array, is_meme: Array) -> float:
-    """The threshold of best balanced accuracy, the middle one where several are equally good."""
+    """The threshold of best balanced accuracy; of several, one in the middle."""
     thresholds = np.linspace(0.05, 0.95, 181)
     balanced = [((probability[is_meme] >= t).mean() + (probability[~is_meme] < t).mean()) / 2 for t in thresholds]
-    return float(np.median(thresholds[np.isclose(balanced, max(balanced))]))
+    best = thresholds[np.isclose(balanced, max(balanced))]
+    return float(best[len(best) // 2])
 
 
 def fit_not_sure(probability: Array, is_meme: Array, threshold: float) -> tuple[float, float]:
@@ -297,7 +303,7 @@ def fit_not_sure(probability: Array, is_meme: Array, threshold: float) -> tuple[
 def fingerprint(pictures: list[LabelledPicture]) -> str:
     """SHA-256 over the labels, names and sizes of the files, wherever their folder lies."""
     lines = sorted(f"{p.label}/{p.path.parent.name}/{p.path.name} {p.path.stat().st_size}" for p in pictures)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ def tiny_classifier() -> Classifier:
         temperature=1.5,
         threshold=0.5,
         not_sure=(0.4, 0.6),
-        evidence_scale=1.0,
+        evidence_scale=0.7,
         sha256="",
         about={},
     )

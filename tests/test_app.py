@@ -59,18 +59,23 @@ def test_choices_only_redraw(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("classified again")
 
     monkeypatch.setattr(gradcam, "forward_with_feature_map", forward)
+    painted = page.get("image")[1].proto.imgs[0].url
     page.slider[0].set_value(20).run()
     assert not page.exception
     assert texts(page) == before
+    assert page.get("image")[1].proto.imgs[0].url != painted
     page.segmented_control[0].select("not_meme").run()
     assert not page.exception
     assert "Evidence against a meme" in str(page.get("image")[1].proto)
 
 
 def test_each_picture_starts_with_the_evidence_for_its_own_answer(page: AppTest) -> None:
-    for example, evidence in (("Cat meme", "Evidence for a meme"), ("Mountains", "Evidence against a meme")):
+    for example, other in (("Cat meme", "not_meme"), ("Choice meme", "not_meme"), ("Mountains", "meme")):
         page.pills(key="example").select(example).run()
-        assert evidence in str(page.get("image")[1].proto)
+        expected = "Evidence against a meme" if other == "meme" else "Evidence for a meme"
+        assert expected in str(page.get("image")[1].proto)
+        page.segmented_control[0].select(other).run()
+        assert expected not in str(page.get("image")[1].proto)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import csv
 import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,31 @@ def test_names_are_no_formulas_and_survive(
         name.write_bytes(encode(noise(50, 50)))
     assert run(monkeypatch, tiny_classifier, *names, "--csv", "out.csv") == 0
     assert [row["path"] for row in rows_of(Path("out.csv"))] == ["'=HYPERLINK(1).png", *map(str, names[1:])]
+    # On a console that is strict about UTF-8.
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(BytesIO(), encoding="utf-8"))
+    assert run(monkeypatch, tiny_classifier, names[2]) == 0
+    sys.stdout.seek(0)
+    assert "caf\udce9.png" in sys.stdout.read()
+
+
+def test_paths_that_no_system_call_takes_are_rows(
+    tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.csv"
+    assert run(monkeypatch, tiny_classifier, "a" * 300 + ".png", "--csv", out) == 1
+    assert rows_of(out)[0]["error"] == "This file cannot be read: File name too long."
+
+
+def test_the_table_never_replaces_a_picture(
+    folder: Path, tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = folder / "meme" / "one" / "0.png"
+    before = picture.read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, tiny_classifier, folder, "--csv", folder / "meme" / ".." / "meme" / "one" / "0.png")
+    assert stop.value.code == 2
+    assert "is one of the pictures" in capsys.readouterr().err
+    assert picture.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -106,9 +106,10 @@ def test_the_first_frame_stands_for_an_animation(file_format: str) -> None:
     assert not open_picture(encode(frames[0], file_format)).info["animated"]
 
 
-def test_phones_mpo_opens_as_its_first_picture() -> None:
+@pytest.mark.parametrize("file_format", ["MPO", "HEIF"])
+def test_phones_second_pictures_are_no_animation(file_format: str) -> None:
     first, second = noise(64, 48, 1), noise(64, 48, 2)
-    opened = open_picture(encode(first, "MPO", save_all=True, append_images=[second]))
+    opened = open_picture(encode(first, file_format, save_all=True, append_images=[second]))
     assert mean_difference(opened, first) < 5
     assert not opened.info["animated"]
 
@@ -153,6 +154,16 @@ def test_sizes_are_judged_before_decoding(
     monkeypatch.setattr(images, "_decode", decode)
     with pytest.raises(BadImage, match=sentence):
         open_picture(png_header(width, height))
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    """Each scan costs a pass over all pixels: 10 MB of them would hold a core for minutes."""
+    data = encode(noise(64, 64), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    scan = data[start:-2]
+    assert open_picture(data[:-2] + scan * 3 + data[-2:]).size == (64, 64)
+    with pytest.raises(BadImage, match="more scans than any camera"):
+        open_picture(data[:-2] + scan * 200 + data[-2:])
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "HEIF"])

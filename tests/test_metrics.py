@@ -70,6 +70,19 @@ def test_the_bootstrap_interval_of_a_mean_is_the_normal_one() -> None:
     assert estimate.high == pytest.approx(values.mean() + half, abs=0.03)
 
 
+def test_an_errors_interval_is_not_pushed_up_by_resampling() -> None:
+    """Of a calibrated classifier, the interval should reach down towards the true error of nothing."""
+    draw = np.random.default_rng(2)
+    scores = draw.random(1000)
+    truth = draw.random(1000) < scores
+    estimate = bootstrap(lambda i: calibration_error(truth[i], scores[i]), 1000, biased=True)
+    assert estimate.value is not None
+    assert estimate.low is not None
+    assert estimate.high is not None
+    assert estimate.low < 0.6 * estimate.value
+    assert estimate.value <= estimate.high
+
+
 def test_what_is_not_defined_is_none() -> None:
     nothing = share(np.array([], bool))
     one_class = bootstrap(lambda chosen: auroc(np.ones(9, bool)[chosen], np.arange(9)[chosen]), 9)

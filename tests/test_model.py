@@ -72,7 +72,9 @@ class Bomb:
         return Path.touch, (Path("exploded"),)
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "noise", "bomb", "module", "bare", "foreign", "fewer"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "folder", "empty", "noise", "flipped", "bomb", "module", "bare", "foreign", "fewer"]
+)
 def test_anything_but_our_checkpoint_gets_one_sentence(
     kind: str, saved: tuple[Path, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +85,10 @@ def test_anything_but_our_checkpoint_gets_one_sentence(
         path.mkdir()
     elif kind in ("empty", "noise"):
         path.write_bytes(b"" if kind == "empty" else bytes(range(256)) * 40)
+    elif kind == "flipped":
+        data = bytearray(saved[0].read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes(data)
     elif kind == "bomb":
         path.write_bytes(pickle.dumps(Bomb()))
     elif kind == "module":

@@ -1,6 +1,7 @@
 import math
 import sys
 from collections import Counter, defaultdict
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from pictures import noise
 from torch import nn
+from torch.utils.data import DataLoader
 
 import train
 from evaluate import LabelledPicture, read_folder
@@ -43,6 +45,13 @@ def test_the_same_step_draws_the_same_pictures(folder: Path) -> None:
     assert first.shape == (40, 3, 32, 32)
 
 
+def test_two_workers_draw_different_pictures(folder: Path) -> None:
+    stream = TrainingStream(read_folder(folder), Preprocessing(32), 0)
+    batches = iter(DataLoader(stream, 4, num_workers=2))
+    inputs = [next(batches)[0] for _ in range(4)]
+    assert not any(torch.equal(one, other) for one, other in combinations(inputs, 2))
+
+
 def test_training_goes_past_a_bad_picture_and_names_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "meme" / "one" / "0.png").write_bytes(b"no picture")
     stream = iter(TrainingStream(read_folder(folder), Preprocessing(32), 0))
@@ -73,6 +82,12 @@ def test_the_band_of_doubt_is_as_narrow_as_the_aim_allows() -> None:
     answered = (probability <= low) | (probability >= high)
     assert low < 0.5 < high
     assert answered.mean() >= 1 - train.MOST_UNANSWERED
+    # Every answer between 0.3 and 0.7 is wrong, every other right; they are 5 % of all.
+    probability = np.concatenate([np.linspace(0.3, 0.7, 51), np.repeat([0.05, 0.95], 500)])
+    is_meme = np.concatenate([probability[:51] < 0.5, probability[51:] > 0.5])
+    low, high = fit_not_sure(probability, is_meme, 0.5)
+    assert 0.28 < low < 0.4
+    assert 0.6 < high < 0.72
     certain = np.where(is_meme, 0.99, 0.01)
     assert fit_not_sure(certain, is_meme, 0.5) == (0.5, 0.5)
 
@@ -83,6 +98,15 @@ def test_whole_sources_are_held_out() -> None:
     assert len(kept) + len(aside) == len(pictures)
     assert not {p.source for p in kept} & {p.source for p in aside}
     assert all(0.05 < count / 120 < 0.25 for count in Counter(p.label for p in aside).values())
+
+
+def test_a_large_source_is_not_taken_whole() -> None:
+    pictures = labelled(MEME, "big", 900) + labelled(MEME, "small", 100)
+    pictures += labelled(NOT_MEME, "half", 500) + labelled(NOT_MEME, "other half", 500)
+    kept, aside = hold_out(pictures)
+    assert {p.source for p in aside if p.label == MEME} == {"small"}
+    assert Counter(p.label for p in aside) == {MEME: 100, NOT_MEME: 100}
+    assert len(kept) == 1800
 
 
 def test_a_single_source_is_split() -> None:
