@@ -68,10 +68,13 @@ def test_the_temperature_undoes_overconfidence() -> None:
     assert fit_temperature(3 * margin, is_meme) == pytest.approx(3, rel=0.05)
 
 
-def test_the_threshold_separates() -> None:
-    probability = np.array([0.1, 0.2, 0.3, 0.6, 0.8, 0.9])
-    is_meme = probability > 0.5
-    assert fit_threshold(probability, is_meme) == pytest.approx(0.45, abs=0.01)
+def test_the_threshold_is_the_lowest_of_the_precision_that_is_aimed_at() -> None:
+    probability = np.linspace(0, 1, 1001)
+    is_meme = np.random.default_rng(0).random(1001) < probability
+    threshold = fit_threshold(probability, is_meme)
+    assert is_meme[probability >= threshold].mean() >= train.AIM_PRECISION
+    assert is_meme[probability >= threshold - 0.005].mean() < train.AIM_PRECISION
+    assert fit_threshold(probability, probability > 0.97) == pytest.approx(0.95)  # never reached
 
 
 def test_the_band_of_doubt_is_as_narrow_as_the_aim_allows() -> None:
