@@ -71,9 +71,8 @@ def show_answer(picture: Image.Image, explanation: Explanation, key: str) -> Non
     """The answer and its heatmap; the controls in here redraw it without classifying again."""
     st.header(VERDICTS[explanation.prediction.verdict], anchor=False)
     st.progress(explanation.prediction.meme_probability, text=in_words(explanation))
-    classifier = load_classifier()
-    low, high = classifier.not_sure
-    st.caption(f"Called a meme from {classifier.threshold:.0%} on; not sure between {low:.0%} and {high:.0%}.")
+    low, high = load_classifier().not_sure
+    st.caption(f"Up to {low:.0%}: not a meme · in between: not sure · from {high:.0%} on: meme.")
     if explanation.prediction.verdict == NOT_SURE:
         st.caption("Pictures with a probability like this one are often misjudged, so decide for yourself.")
     if picture.info.get("animated"):
