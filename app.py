@@ -38,6 +38,12 @@ def free_cores() -> BoundedSemaphore:
 
 
 @st.cache_resource
+def page_icon() -> Image.Image:
+    """A corner of the background; for a Material icon, each visitor's browser would ask a third party."""
+    return Image.open(HERE / "background.png").crop((1520, 80, 1760, 320))
+
+
+@st.cache_resource
 def background_css() -> str:
     """The background as a rule of its own.
 
@@ -61,16 +67,12 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def in_words(explanation: Explanation) -> str:
-    percent = f"{explanation.prediction.meme_probability:.0%}"
-    return f"Probability that this is a meme: {percent}"
-
-
 @st.fragment
 def show_answer(picture: Image.Image, explanation: Explanation, key: str) -> None:
     """The answer and its heatmap; the controls in here redraw it without classifying again."""
     st.header(VERDICTS[explanation.prediction.verdict], anchor=False)
-    st.progress(explanation.prediction.meme_probability, text=in_words(explanation))
+    probability = explanation.prediction.meme_probability
+    st.progress(probability, text=f"Probability that this is a meme: {probability:.0%}")
     low, high = load_classifier().not_sure
     st.caption(f"Up to {low:.0%}: not a meme · in between: not sure · from {high:.0%} on: meme.")
     if explanation.prediction.verdict == NOT_SURE:
@@ -113,9 +115,7 @@ def forget_example() -> None:
     st.session_state["example"] = None
 
 
-# A Material icon here would make each visitor's browser ask a third party for it.
-icon = Image.open(HERE / "background.png").crop((1520, 80, 1760, 320))
-st.set_page_config(page_title="Meme Classifier", page_icon=icon, layout="wide")
+st.set_page_config(page_title="Meme Classifier", page_icon=page_icon(), layout="wide")
 st.html(background_css())
 st.html(HERE / "style.css")
 

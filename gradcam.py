@@ -41,11 +41,8 @@ def explain(classifier: Classifier, pictures: Sequence[Image.Image]) -> list[Exp
     if not pictures:
         return []
     logits, feature_map = forward_with_feature_map(classifier.network, classifier.preprocess(pictures))
-    cells = feature_map.shape[2] * feature_map.shape[3]
     heat = {
-        # Grad-CAM averages over the cells; times their number, a cell's value is the logit that
-        # the picture would reach if it looked like this cell everywhere.
-        name: (grad_cam(logits, feature_map, index) * cells / classifier.evidence_scale).clamp(0, 1).numpy()
+        name: (evidence(logits, feature_map, index) / classifier.evidence_scale).clamp(0, 1).numpy()
         for index, name in enumerate(classifier.classes)
     }
     predictions = classifier.read_logits(logits.detach())
@@ -101,6 +98,16 @@ def grad_cam(logits: Tensor, feature_map: Tensor, class_index: int) -> Tensor:
     (gradients,) = torch.autograd.grad(logits[:, class_index].sum(), feature_map, retain_graph=True)
     weights = gradients.mean((2, 3), keepdim=True)  # (N, K, 1, 1)
     return (weights * feature_map.detach()).sum(1).relu()  # (N, h, w)
+
+
+def evidence(logits: Tensor, feature_map: Tensor, class_index: int) -> Tensor:
+    """Grad-CAM times the number of cells, of the same shapes.
+
+    Grad-CAM averages over the cells; like this, a cell's value is the logit that the picture would
+    reach if it looked like this cell everywhere.
+    """
+    cells = feature_map.shape[2] * feature_map.shape[3]
+    return grad_cam(logits, feature_map, class_index) * cells
 
 
 def overlay(picture: Image.Image, heat: NDArray[np.float32], opacity: float = 0.5) -> Image.Image:

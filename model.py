@@ -212,6 +212,11 @@ def save_checkpoint(
         "evidence_scale": evidence_scale,
         "about": about,
     }
+    save_whole(checkpoint, path)
+
+
+def save_whole(content: dict[str, Any], path: Path) -> None:
+    """Save for `torch.load`, whole or not at all: an interruption leaves what was there before."""
     partial = path.with_name(path.name + ".partial")
-    torch.save(checkpoint, partial)
+    torch.save(content, partial)
     partial.replace(path)

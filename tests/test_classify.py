@@ -5,17 +5,12 @@ from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
+from commands import run
 from pictures import ROOT, encode, noise
 
 import classify
 from images import open_picture
 from model import Classifier
-
-
-def run(monkeypatch: pytest.MonkeyPatch, classifier: Classifier, *arguments: str | Path) -> int:
-    monkeypatch.setattr(Classifier, "load", lambda _path: classifier)
-    monkeypatch.setattr(sys, "argv", ["classify.py", *map(str, arguments)])
-    return classify.main()
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -29,7 +24,7 @@ def test_files_and_folders_become_rows_in_order(
     single = tmp_path / "single.png"
     single.write_bytes(encode(noise(60, 60, 9)))
     out = tmp_path / "out.csv"
-    assert run(monkeypatch, tiny_classifier, single, folder, "--csv", out) == 0
+    assert run(monkeypatch, classify.main, tiny_classifier, single, folder, "--csv", out) == 0
     rows = rows_of(out)
     assert list(rows[0]) == ["path", "label", "meme_probability", "verdict", "error"]
     assert [row["path"] for row in rows] == [str(single), *map(str, sorted(folder.rglob("*.png")))]
@@ -49,7 +44,7 @@ def test_bad_files_are_rows_and_stop_nothing(
     (folder / "meme" / "one" / "1.png").write_bytes(b"no picture")
     missing = tmp_path / "missing.png"
     out = tmp_path / "out.csv"
-    assert run(monkeypatch, tiny_classifier, folder, missing, "--csv", out) == 1
+    assert run(monkeypatch, classify.main, tiny_classifier, folder, missing, "--csv", out) == 1
     rows = rows_of(out)
     assert len(rows) == 17
     bad = {row["path"]: row["error"] for row in rows if row["error"]}
@@ -62,7 +57,7 @@ def test_bad_files_are_rows_and_stop_nothing(
 def test_without_a_file_the_table_goes_to_standard_output(
     folder: Path, tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, tiny_classifier, folder) == 0
+    assert run(monkeypatch, classify.main, tiny_classifier, folder) == 0
     assert capsys.readouterr().out.splitlines()[0] == "path,label,meme_probability,verdict,error"
 
 
@@ -73,11 +68,11 @@ def test_names_are_no_formulas_and_survive(
     names = [Path("=HYPERLINK(1).png"), Path('a,"b"\n.png'), Path("caf\udce9.png")]  # the last is Latin-1
     for name in names:
         name.write_bytes(encode(noise(50, 50)))
-    assert run(monkeypatch, tiny_classifier, *names, "--csv", "out.csv") == 0
+    assert run(monkeypatch, classify.main, tiny_classifier, *names, "--csv", "out.csv") == 0
     assert [row["path"] for row in rows_of(Path("out.csv"))] == ["'=HYPERLINK(1).png", *map(str, names[1:])]
     # On a console that is strict about UTF-8.
     monkeypatch.setattr(sys, "stdout", TextIOWrapper(BytesIO(), encoding="utf-8"))
-    assert run(monkeypatch, tiny_classifier, names[2]) == 0
+    assert run(monkeypatch, classify.main, tiny_classifier, names[2]) == 0
     sys.stdout.seek(0)
     assert "caf\udce9.png" in sys.stdout.read()
 
@@ -86,7 +81,7 @@ def test_paths_that_no_system_call_takes_are_rows(
     tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.csv"
-    assert run(monkeypatch, tiny_classifier, "a" * 300 + ".png", "--csv", out) == 1
+    assert run(monkeypatch, classify.main, tiny_classifier, "a" * 300 + ".png", "--csv", out) == 1
     assert rows_of(out)[0]["error"] == "This file cannot be read: File name too long."
 
 
@@ -96,7 +91,14 @@ def test_the_table_never_replaces_a_picture(
     picture = folder / "meme" / "one" / "0.png"
     before = picture.read_bytes()
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, tiny_classifier, folder, "--csv", folder / "meme" / ".." / "meme" / "one" / "0.png")
+        run(
+            monkeypatch,
+            classify.main,
+            tiny_classifier,
+            folder,
+            "--csv",
+            folder / "meme" / ".." / "meme" / "one" / "0.png",
+        )
     assert stop.value.code == 2
     assert "is one of the pictures" in capsys.readouterr().err
     assert picture.read_bytes() == before

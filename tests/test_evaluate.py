@@ -1,8 +1,8 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run
 from PIL import Image
 
 import evaluate
@@ -55,12 +55,6 @@ def test_figures_of_a_known_outcome() -> None:
         assert figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, classifier: Classifier, *arguments: str | Path) -> int:
-    monkeypatch.setattr(Classifier, "load", lambda _path: classifier)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-    return evaluate.main()
-
-
 def test_the_command_writes_figures_and_plot(
     folder: Path,
     tiny_classifier: Classifier,
@@ -70,7 +64,7 @@ def test_the_command_writes_figures_and_plot(
 ) -> None:
     (folder / "meme" / "one" / "broken.png").write_bytes(b"no picture")
     out, plot = tmp_path / "out" / "metrics.json", tmp_path / "metrics.png"
-    assert run(monkeypatch, tiny_classifier, folder, "--json", out, "--plot", plot) == 0
+    assert run(monkeypatch, evaluate.main, tiny_classifier, folder, "--json", out, "--plot", plot) == 0
     figures = json.loads(out.read_text())
     assert figures["n"] == {"meme": 8, "not_meme": 8}
     assert figures["unreadable"] == 1
@@ -87,7 +81,9 @@ def test_negatives_alone_can_be_measured(
 ) -> None:
     (folder / "meme").rename(tmp_path / "elsewhere")
     out = tmp_path / "metrics.json"
-    assert run(monkeypatch, tiny_classifier, folder, "--json", out, "--plot", tmp_path / "metrics.png") == 0
+    assert (
+        run(monkeypatch, evaluate.main, tiny_classifier, folder, "--json", out, "--plot", tmp_path / "metrics.png") == 0
+    )
     figures = json.loads(out.read_text())
     assert figures["auroc"] == {"value": None, "low": None, "high": None}
     assert figures["accuracy"]["value"] is not None
@@ -101,6 +97,6 @@ def test_an_empty_folder_is_wrong_usage(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, tiny_classifier, tmp_path)
+        run(monkeypatch, evaluate.main, tiny_classifier, tmp_path)
     assert stop.value.code == 2
     assert "there are no pictures" in capsys.readouterr().err

@@ -1,5 +1,4 @@
 import math
-import sys
 from collections import Counter, defaultdict
 from itertools import combinations
 from pathlib import Path
@@ -7,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run
 from pictures import noise
 from torch import nn
 from torch.utils.data import DataLoader
@@ -147,11 +147,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "SAVE_EVERY", -1)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    return train.main()
-
-
 @pytest.mark.usefixtures("quick")
 def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -172,9 +167,9 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
 
     monkeypatch.setattr(train, "schedule", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, folder, "--out", out, "--init", init)
+        run(monkeypatch, train.main, None, folder, "--out", out, "--init", init)
     assert not out.exists()
-    assert run(monkeypatch, folder, "--out", out, "--resume") == 0
+    assert run(monkeypatch, train.main, None, folder, "--out", out, "--resume") == 0
     assert calls == [0, 0.25, 0.5, 0.75, 0.75]
     assert "validation pictures right" in capsys.readouterr().out
 
@@ -189,10 +184,10 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
 @pytest.mark.usefixtures("quick")
 def test_a_run_does_not_resume_on_other_pictures(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.pth"
-    assert run(monkeypatch, folder, "--out", out, "--val", folder) == 0
+    assert run(monkeypatch, train.main, None, folder, "--out", out, "--val", folder) == 0
     (folder / "meme" / "one" / "0.png").unlink()
     with pytest.raises(SystemExit, match="is of a run on other pictures"):
-        run(monkeypatch, folder, "--out", out, "--val", folder, "--resume")
+        run(monkeypatch, train.main, None, folder, "--out", out, "--val", folder, "--resume")
 
 
 @pytest.mark.parametrize("weights", [{"fc.weight": torch.zeros(2)}, torch.zeros(3)])
@@ -207,6 +202,6 @@ def test_folders_without_both_classes_are_wrong_usage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, tmp_path)
+        run(monkeypatch, train.main, None, tmp_path)
     assert stop.value.code == 2
     assert "there must be pictures below both" in capsys.readouterr().err
