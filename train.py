@@ -15,22 +15,24 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+import torchvision
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from augment import Augment
+from calibrate import calibrate, open_batches
 from evaluate import LabelledPicture, read_folder
-from gradcam import evidence, forward_with_feature_map
 from images import BadImage, open_picture
-from metrics import Array, share
+from metrics import auroc, share
 from model import (
     CLASSES,
     DEFAULT_CHECKPOINT,
@@ -60,10 +62,8 @@ WEIGHT_DECAY = 0.05
 LABEL_SMOOTHING = 0.1  # 2-8 % of the training labels are wrong
 EMA_DECAY = 0.998  # the average over about the last 500 steps is what is saved
 SAVE_EVERY = 120  # seconds
+VALIDATE_EVERY = 400  # steps
 HELD_OUT = 0.1  # share of the pictures, where no validation folder is given
-AIM_PRECISION = 0.9  # a family photo called a meme is the costlier error
-AIM_WHEN_ANSWERED = 0.985  # outside the band of doubt
-MOST_UNANSWERED = 0.1  # share of the pictures inside it
 INPUT_SIZE = 160  # pixels, of the finished classifier; on validation pictures better than 176, 192, 224 and 256
 SEED = 0
 
@@ -113,12 +113,26 @@ def balanced_weights(pictures: list[LabelledPicture]) -> list[float]:
     ]
 
 
-def train(pictures: list[LabelledPicture], init: Path | None, state: Path, *, resume: bool) -> nn.Module:
-    """Run all stages, or what is left of them, and return the averaged network on the CPU.
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stood; the loss is the mean since the one before, the rest is of the averaged network."""
+
+    pictures: int  # drawn so far
+    input_size: int  # pixels
+    loss: float
+    validation_accuracy: float  # at the threshold of even odds
+    validation_auroc: float
+
+
+def train(
+    pictures: list[LabelledPicture], held_out: list[LabelledPicture], init: str | None, state: Path, *, resume: bool
+) -> tuple[nn.Module, list[Progress]]:
+    """Run all stages, or what is left of them; return the averaged network on the CPU, and its history.
 
     Args:
         pictures: what to train on.
-        init: a state dict to start from.
+        held_out: what to validate on.
+        init: what `load_initial_weights` takes.
         state: where the run keeps itself; read when resuming, written every `SAVE_EVERY` seconds.
         resume: go on from `state` if it is there.
     """
@@ -132,7 +146,7 @@ def train(pictures: list[LabelledPicture], init: Path | None, state: Path, *, re
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     parts: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer}
     run = {"data": fingerprint(pictures), "stages": [asdict(stage) for stage in STAGES]}
-    step = 0
+    step, history, losses = 0, list[Progress](), list[float]()
     if resume and state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)
         if saved["run"] != run:
@@ -140,6 +154,7 @@ def train(pictures: list[LabelledPicture], init: Path | None, state: Path, *, re
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         step = saved["step"]
+        history = [Progress(**entry) for entry in saved["history"]]
 
     ends = np.cumsum([stage.pictures for stage in STAGES]) // BATCH
     saved_at = time.monotonic()
@@ -162,13 +177,56 @@ def train(pictures: list[LabelledPicture], init: Path | None, state: Path, *, re
             average.update_parameters(network)
             step += 1
             bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}", size=stage.input_size)
+            losses.append(loss.item())
+            bar.set_postfix(loss=f"{losses[-1]:.3f}", size=stage.input_size)
+            if step % VALIDATE_EVERY == 0 or step == end:
+                accuracy, area = validate(average.module, Preprocessing(stage.input_size), held_out, device)
+                history.append(Progress(step * BATCH, stage.input_size, float(np.mean(losses)), accuracy, area))
+                losses.clear()
             if time.monotonic() - saved_at > SAVE_EVERY or step == end:
-                save_whole({"run": run, "step": step} | {name: p.state_dict() for name, p in parts.items()}, state)
+                written = {"run": run, "step": step, "history": [asdict(entry) for entry in history]}
+                save_whole(written | {name: part.state_dict() for name, part in parts.items()}, state)
                 saved_at = time.monotonic()
     trained: nn.Module = average.module.cpu().eval().requires_grad_(False)
     centre_classifier(trained)
-    return trained
+    return trained, history
+
+
+def validate(
+    network: nn.Module, preprocessing: Preprocessing, pictures: list[LabelledPicture], device: torch.device
+) -> tuple[float, float]:
+    """Accuracy at even odds and AUROC on held-out pictures."""
+    margins: list[float] = []
+    truth: list[bool] = []
+    network.eval()
+    for labelled, opened in open_batches(pictures):
+        inputs = torch.stack([preprocessing(picture) for picture in opened]).to(device)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            logits = network(inputs.to(memory_format=torch.channels_last)).float()
+        ours = CLASSES.index(MEME)
+        margins += (logits[:, ours] - logits[:, 1 - ours]).tolist()
+        truth += [picture.label == MEME for picture in labelled]
+    is_meme, margin = np.array(truth), np.array(margins)
+    return float(((margin > 0) == is_meme).mean()), auroc(is_meme, margin)
+
+
+def draw_history(path: Path, history: list[Progress]) -> None:
+    """Draw the training's loss and the validation's accuracy and AUROC over the pictures drawn."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    drawn = [entry.pictures for entry in history]
+    left.plot(drawn, [entry.loss for entry in history], marker=".")
+    left.set(title="Training loss", xlabel="pictures drawn", ylabel="cross-entropy, smoothed labels")
+    right.plot(drawn, [entry.validation_accuracy for entry in history], marker=".", label="accuracy")
+    right.plot(drawn, [entry.validation_auroc for entry in history], marker=".", label="AUROC")
+    right.set(title="Validation", xlabel="pictures drawn")
+    right.legend()
+    for before, after in pairwise(history):
+        if before.input_size != after.input_size:
+            for ax in (left, right):
+                ax.axvline(before.pictures, color="grey", linewidth=1, linestyle="--")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
 
 
 def centre_classifier(network: nn.Module) -> None:
@@ -188,17 +246,23 @@ def schedule(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
-def load_initial_weights(network: nn.Module, path: Path) -> None:
-    """Start from any DenseNet121 state dict; only its classifier may be missing or of another size."""
+def load_initial_weights(network: nn.Module, init: str) -> None:
+    """Start from `imagenet`, torchvision's own weights (downloaded), or from a file with a DenseNet121's.
+
+    Of a file's state dict only the classifier may be missing or of another size.
+    """
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        weights = weights.get("state_dict", weights)
+        if init == "imagenet":
+            weights = torchvision.models.densenet121(weights="DEFAULT").state_dict()
+        else:
+            weights = torch.load(init, map_location="cpu", weights_only=True)
+            weights = weights.get("state_dict", weights)
         weights = {name.removeprefix("module."): w.float() for name, w in weights.items() if "classifier" not in name}
         missing, unexpected = network.load_state_dict(weights, strict=False)
     except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
-        raise SystemExit(f"{path} cannot be read as DenseNet121's weights: {error}") from error
+        raise SystemExit(f"{init} cannot be read as DenseNet121's weights: {error}") from error
     if unexpected or any(not name.startswith("classifier.") for name in missing):
-        raise SystemExit(f"{path} does not hold DenseNet121's weights.")
+        raise SystemExit(f"{init} does not hold DenseNet121's weights.")
 
 
 def hold_out(pictures: list[LabelledPicture]) -> tuple[list[LabelledPicture], list[LabelledPicture]]:
@@ -221,88 +285,6 @@ def hold_out(pictures: list[LabelledPicture]) -> tuple[list[LabelledPicture], li
     return [picture for picture in pictures if picture.path not in chosen], aside
 
 
-def open_batches(pictures: list[LabelledPicture]) -> Iterator[tuple[list[LabelledPicture], list[Image.Image]]]:
-    """Open labelled pictures batch by batch, naming on stderr those that cannot be opened."""
-    for start in tqdm(range(0, len(pictures), BATCH), desc="Calibrating", unit="batch"):
-        labelled, opened = [], []
-        for picture in pictures[start : start + BATCH]:
-            try:
-                opened.append(open_picture(picture.path))
-                labelled.append(picture)
-            except BadImage as error:
-                tqdm.write(f"{picture.path}: {error}", file=sys.stderr)
-        if opened:
-            yield labelled, opened
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What validation pictures teach beyond the weights; see `model.Classifier` for the meaning."""
-
-    temperature: float
-    threshold: float
-    not_sure: tuple[float, float]
-    evidence_scale: float
-
-
-def calibrate(
-    network: nn.Module, preprocessing: Preprocessing, pictures: list[LabelledPicture]
-) -> tuple[Calibration, Array, Array]:
-    """Fit the calibration; also return the probabilities of meme and the truth, both of shape (N,)."""
-    margins, strongest, truth = [], [], []
-    for labelled, opened in open_batches(pictures):
-        inputs = torch.stack([preprocessing(picture) for picture in opened])
-        logits, feature_map = forward_with_feature_map(network, inputs)
-        maps = torch.stack([evidence(logits, feature_map, index) for index in range(len(CLASSES))], 1)  # (N, 2, h, w)
-        ours = CLASSES.index(MEME)
-        margins += (logits[:, ours] - logits[:, 1 - ours]).tolist()
-        strongest += maps.amax((1, 2, 3)).tolist()
-        truth += [picture.label == MEME for picture in labelled]
-    is_meme, margin = np.array(truth), np.array(margins)
-    temperature = fit_temperature(margin, is_meme)
-    probability = 1 / (1 + np.exp(-margin / temperature))
-    threshold = fit_threshold(probability, is_meme)
-    not_sure = fit_not_sure(probability, is_meme, threshold)
-    # Half of all pictures have a place that is painted in full red.
-    return Calibration(temperature, threshold, not_sure, float(np.median(strongest))), probability, is_meme
-
-
-def fit_temperature(margin: Array, is_meme: Array) -> float:
-    """The temperature of least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599)."""
-    towards_truth = np.where(is_meme, margin, -margin)
-    temperatures = np.geomspace(0.1, 10, 1001)
-    return float(min(temperatures, key=lambda t: np.logaddexp(0, -towards_truth / t).mean()))
-
-
-def fit_threshold(probability: Array, is_meme: Array) -> float:
-    """The lowest threshold at which `AIM_PRECISION` of those called memes are memes, else the most precise one."""
-    thresholds = np.linspace(0.05, 0.95, 181)
-    called = [is_meme[probability >= threshold] for threshold in thresholds]
-    precision = np.array([memes.mean() if len(memes) else 0 for memes in called])
-    reached = precision >= AIM_PRECISION
-    return float(thresholds[reached.argmax() if reached.any() else precision.argmax()])
-
-
-def fit_not_sure(probability: Array, is_meme: Array, threshold: float) -> tuple[float, float]:
-    """The narrowest band around the threshold outside of which answers are right as often as is aimed at.
-
-    It never leaves more than `MOST_UNANSWERED` of the pictures without an answer.
-    """
-    right = (probability >= threshold) == is_meme
-    centre = math.log(threshold / (1 - threshold))
-    low = high = threshold
-    for half in np.linspace(0, 4, 81):
-        low_ = min(threshold, 1 / (1 + math.exp(half - centre)))
-        high_ = max(threshold, 1 / (1 + math.exp(-half - centre)))
-        answered = (probability <= low_) | (probability >= high_)
-        if answered.mean() < 1 - MOST_UNANSWERED:
-            break
-        low, high = low_, high_
-        if right[answered].mean() >= AIM_WHEN_ANSWERED:
-            break
-    return low, high
-
-
 def fingerprint(pictures: list[LabelledPicture]) -> str:
     """SHA-256 over the labels, names and sizes of the files, wherever their folder lies."""
     lines = sorted(f"{p.label}/{p.path.parent.name}/{p.path.name} {p.path.stat().st_size}" for p in pictures)
@@ -314,8 +296,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train the classifier on a folder of pictures.")
     parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
     parser.add_argument("--out", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
-    parser.add_argument("--init", type=Path, metavar="WEIGHTS", help="DenseNet121 weights to start from")
+    parser.add_argument("--init", metavar="WEIGHTS", help="file to start from, or imagenet for torchvision's weights")
     parser.add_argument("--val", type=Path, metavar="DIR", help="pictures to calibrate on, else some sources of data")
+    parser.add_argument("--plot", type=Path, metavar="FILE", default=Path("outputs/training.png"))
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     arguments = parser.parse_args()
 
@@ -328,9 +311,13 @@ def main() -> int:
         pictures, held_out = hold_out(pictures)
 
     state = arguments.out.with_suffix(".resume.pth")
-    network = train(pictures, arguments.init, state, resume=arguments.resume)
+    network, history = train(pictures, held_out, arguments.init, state, resume=arguments.resume)
+    draw_history(arguments.plot, history)
     preprocessing = Preprocessing(INPUT_SIZE)
-    calibration, probability, is_meme = calibrate(network, preprocessing, held_out)
+    known = {(picture.label, picture.source) for picture in pictures}
+    # Pictures of sources that training knew are easier; calibrated on them, the network would be too sure elsewhere.
+    unknown = [picture for picture in held_out if (picture.label, picture.source) not in known] or held_out
+    calibration, probability, is_meme = calibrate(network, preprocessing, unknown)
     accuracy = share((probability >= calibration.threshold) == is_meme)
     save_checkpoint(
         arguments.out,
@@ -341,11 +328,13 @@ def main() -> int:
             "created": datetime.now(UTC).date().isoformat(),
             "trained_on": dict(Counter(picture.label for picture in pictures)),
             "data_sha256": fingerprint(pictures),
+            "init": arguments.init and Path(arguments.init).name,
             "stages": [asdict(stage) for stage in STAGES],
+            "history": [asdict(entry) for entry in history],
             "validation_accuracy": asdict(accuracy),
         },
     )
-    print(f"{arguments.out}: {accuracy.value:.1%} of {len(is_meme)} validation pictures right")
+    print(f"{arguments.out}: {accuracy.value:.1%} of {len(is_meme)} validation pictures of unknown sources right")
     print(f"SHA-256 {Classifier.load(arguments.out).sha256}")
     return 0
 

@@ -1,20 +1,26 @@
 import math
+import shutil
 from collections import Counter, defaultdict
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from commands import run
 from pictures import noise
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
+from torchvision.models import WeightsEnum
 
 import train
+from calibrate import calibrate
 from evaluate import LabelledPicture, read_folder
 from model import MEME, NOT_MEME, Classifier, Preprocessing, build_network
-from train import Stage, TrainingStream, balanced_weights, fit_not_sure, fit_temperature, fit_threshold, hold_out
+from train import Stage, TrainingStream, balanced_weights, hold_out
 
 
 def labelled(label: str, source: str, count: int, group: str = "group") -> list[LabelledPicture]:
@@ -58,41 +64,6 @@ def test_training_goes_past_a_bad_picture_and_names_it(folder: Path, capsys: pyt
     for _ in range(60):
         next(stream)
     assert "0.png: This file is not a picture" in capsys.readouterr().err
-
-
-def test_the_temperature_undoes_overconfidence() -> None:
-    draw = np.random.default_rng(0)
-    margin = draw.normal(0, 2, 20_000)
-    is_meme = draw.random(20_000) < 1 / (1 + np.exp(-margin))  # calibrated
-    assert fit_temperature(margin, is_meme) == pytest.approx(1, rel=0.05)
-    assert fit_temperature(3 * margin, is_meme) == pytest.approx(3, rel=0.05)
-
-
-def test_the_threshold_is_the_lowest_of_the_precision_that_is_aimed_at() -> None:
-    probability = np.linspace(0, 1, 1001)
-    is_meme = np.random.default_rng(0).random(1001) < probability
-    threshold = fit_threshold(probability, is_meme)
-    assert is_meme[probability >= threshold].mean() >= train.AIM_PRECISION
-    assert is_meme[probability >= threshold - 0.005].mean() < train.AIM_PRECISION
-    assert fit_threshold(probability, probability > 0.97) == pytest.approx(0.95)  # never reached
-
-
-def test_the_band_of_doubt_is_as_narrow_as_the_aim_allows() -> None:
-    draw = np.random.default_rng(1)
-    probability = draw.beta(0.2, 0.2, 5000)
-    is_meme = draw.random(5000) < probability
-    low, high = fit_not_sure(probability, is_meme, 0.5)
-    answered = (probability <= low) | (probability >= high)
-    assert low < 0.5 < high
-    assert answered.mean() >= 1 - train.MOST_UNANSWERED
-    # Every answer between 0.3 and 0.7 is wrong, every other right; they are 5 % of all.
-    probability = np.concatenate([np.linspace(0.3, 0.7, 51), np.repeat([0.05, 0.95], 500)])
-    is_meme = np.concatenate([probability[:51] < 0.5, probability[51:] > 0.5])
-    low, high = fit_not_sure(probability, is_meme, 0.5)
-    assert 0.28 < low < 0.4
-    assert 0.6 < high < 0.72
-    certain = np.where(is_meme, 0.99, 0.01)
-    assert fit_not_sure(certain, is_meme, 0.5) == (0.5, 0.5)
 
 
 def test_whole_sources_are_held_out() -> None:
@@ -169,13 +140,18 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, train.main, None, folder, "--out", out, "--init", init)
     assert not out.exists()
-    assert run(monkeypatch, train.main, None, folder, "--out", out, "--resume") == 0
+    plot = tmp_path / "training.png"
+    assert run(monkeypatch, train.main, None, folder, "--out", out, "--resume", "--plot", plot) == 0
     assert calls == [0, 0.25, 0.5, 0.75, 0.75]
-    assert "validation pictures right" in capsys.readouterr().out
+    assert Image.open(plot).width > 600
+    assert "validation pictures of unknown sources right" in capsys.readouterr().out
 
     classifier = Classifier.load(out)
     assert classifier.preprocessing.input_size == 48
     assert classifier.about["stages"] == [{"input_size": 32, "pictures": 8}, {"input_size": 48, "pictures": 8}]
+    history = [(entry["pictures"], entry["input_size"]) for entry in classifier.about["history"]]
+    assert history == [(8, 32), (16, 48)]
+    assert all(0 <= entry["validation_auroc"] <= 1 < 10 * entry["loss"] for entry in classifier.about["history"])
     assert 0 <= classifier.not_sure[0] <= classifier.threshold <= classifier.not_sure[1] <= 1
     (prediction,) = classifier.predict([noise(60, 40)])
     assert math.isfinite(prediction.meme_probability)
@@ -184,10 +160,11 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
 @pytest.mark.usefixtures("quick")
 def test_a_run_does_not_resume_on_other_pictures(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.pth"
-    assert run(monkeypatch, train.main, None, folder, "--out", out, "--val", folder) == 0
+    arguments = (folder, "--out", out, "--val", folder, "--plot", tmp_path / "training.png")
+    assert run(monkeypatch, train.main, None, *arguments) == 0
     (folder / "meme" / "one" / "0.png").unlink()
     with pytest.raises(SystemExit, match="is of a run on other pictures"):
-        run(monkeypatch, train.main, None, folder, "--out", out, "--val", folder, "--resume")
+        run(monkeypatch, train.main, None, *arguments, "--resume")
 
 
 @pytest.mark.parametrize("weights", [{"fc.weight": torch.zeros(2)}, torch.zeros(3)])
@@ -195,7 +172,39 @@ def test_foreign_initial_weights_are_refused_in_a_sentence(weights: object, tmp_
     path = tmp_path / "foreign.pth"
     torch.save(weights, path)
     with pytest.raises(SystemExit, match="DenseNet121's weights"):
-        train.load_initial_weights(build_network(), path)
+        train.load_initial_weights(build_network(), str(path))
+
+
+def test_imagenet_starts_from_torchvisions_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    published = torchvision.models.densenet121()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: published.state_dict())
+    network = build_network()
+    classifier = network.get_parameter("classifier.weight").clone()
+    train.load_initial_weights(network, "imagenet")
+    torch.testing.assert_close(network.get_submodule("features").state_dict(), published.features.state_dict())
+    torch.testing.assert_close(network.get_parameter("classifier.weight"), classifier)
+
+
+def test_the_sources_that_training_knew_do_not_calibrate(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = tmp_path / "validation"
+    shutil.copytree(folder, validation)
+    for source in ("meme/one", "not_meme/four"):
+        (validation / source).rename(validation / f"{source}-unknown")
+    asked: list[LabelledPicture] = []
+
+    def spy(network: nn.Module, preprocessing: Preprocessing, pictures: list[LabelledPicture]) -> Any:
+        asked.extend(pictures)
+        return calibrate(network, preprocessing, pictures)
+
+    monkeypatch.setattr(train, "calibrate", spy)
+    monkeypatch.setattr(train, "STAGES", (Stage(32, 4),))
+    monkeypatch.setattr(train, "BATCH", 4)
+    arguments = ("--val", validation, "--out", tmp_path / "out.pth", "--plot", tmp_path / "training.png")
+    assert run(monkeypatch, train.main, None, folder, *arguments) == 0
+    assert {picture.source for picture in asked} == {"one-unknown", "four-unknown"}
 
 
 def test_folders_without_both_classes_are_wrong_usage(

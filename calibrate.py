@@ -1,0 +1,140 @@
+"""Fit what a trained network's answers mean on labelled pictures: temperature, threshold, the band of doubt.
+
+As a command, it calibrates a checkpoint anew on your own pictures: python calibrate.py DATA_DIR --out FILE
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from evaluate import LabelledPicture, read_folder
+from gradcam import evidence, forward_with_feature_map
+from images import BadImage, open_picture
+from metrics import Array, share
+from model import CLASSES, DEFAULT_CHECKPOINT, MEME, BadCheckpoint, Classifier, Preprocessing, save_checkpoint
+
+BATCH = 64
+AIM_PRECISION = 0.9  # a family photo called a meme is the costlier error
+AIM_WHEN_ANSWERED = 0.985  # outside the band of doubt
+MOST_UNANSWERED = 0.1  # share of the pictures inside it
+
+
+def open_batches(pictures: list[LabelledPicture]) -> Iterator[tuple[list[LabelledPicture], list[Image.Image]]]:
+    """Open labelled pictures batch by batch, naming on stderr those that cannot be opened."""
+    for start in tqdm(range(0, len(pictures), BATCH), desc="Validating", leave=False, unit="batch"):
+        labelled, opened = [], []
+        for picture in pictures[start : start + BATCH]:
+            try:
+                opened.append(open_picture(picture.path))
+                labelled.append(picture)
+            except BadImage as error:
+                tqdm.write(f"{picture.path}: {error}", file=sys.stderr)
+        if opened:
+            yield labelled, opened
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What validation pictures teach beyond the weights; see `model.Classifier` for the meaning."""
+
+    temperature: float
+    threshold: float
+    not_sure: tuple[float, float]
+    evidence_scale: float
+
+
+def calibrate(
+    network: nn.Module, preprocessing: Preprocessing, pictures: list[LabelledPicture]
+) -> tuple[Calibration, Array, Array]:
+    """Fit the calibration; also return the probabilities of meme and the truth, both of shape (N,)."""
+    margins, strongest, truth = [], [], []
+    for labelled, opened in open_batches(pictures):
+        inputs = torch.stack([preprocessing(picture) for picture in opened])
+        logits, feature_map = forward_with_feature_map(network, inputs)
+        maps = torch.stack([evidence(logits, feature_map, index) for index in range(len(CLASSES))], 1)  # (N, 2, h, w)
+        ours = CLASSES.index(MEME)
+        margins += (logits[:, ours] - logits[:, 1 - ours]).tolist()
+        strongest += maps.amax((1, 2, 3)).tolist()
+        truth += [picture.label == MEME for picture in labelled]
+    is_meme, margin = np.array(truth), np.array(margins)
+    temperature = fit_temperature(margin, is_meme)
+    probability = 1 / (1 + np.exp(-margin / temperature))
+    threshold = fit_threshold(probability, is_meme)
+    not_sure = fit_not_sure(probability, is_meme, threshold)
+    # Half of all pictures have a place that is painted in full red.
+    return Calibration(temperature, threshold, not_sure, float(np.median(strongest))), probability, is_meme
+
+
+def fit_temperature(margin: Array, is_meme: Array) -> float:
+    """The temperature of least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599)."""
+    towards_truth = np.where(is_meme, margin, -margin)
+    temperatures = np.geomspace(0.1, 10, 1001)
+    return float(min(temperatures, key=lambda t: np.logaddexp(0, -towards_truth / t).mean()))
+
+
+def fit_threshold(probability: Array, is_meme: Array) -> float:
+    """The lowest threshold at which `AIM_PRECISION` of those called memes are memes, else the most precise one."""
+    thresholds = np.linspace(0.05, 0.95, 181)
+    called = [is_meme[probability >= threshold] for threshold in thresholds]
+    precision = np.array([memes.mean() if len(memes) else 0 for memes in called])
+    reached = precision >= AIM_PRECISION
+    return float(thresholds[reached.argmax() if reached.any() else precision.argmax()])
+
+
+def fit_not_sure(probability: Array, is_meme: Array, threshold: float) -> tuple[float, float]:
+    """The narrowest band around the threshold outside of which answers are right as often as is aimed at.
+
+    It never leaves more than `MOST_UNANSWERED` of the pictures without an answer.
+    """
+    right = (probability >= threshold) == is_meme
+    centre = math.log(threshold / (1 - threshold))
+    low = high = threshold
+    for half in np.linspace(0, 4, 81):
+        low_ = min(threshold, 1 / (1 + math.exp(half - centre)))
+        high_ = max(threshold, 1 / (1 + math.exp(-half - centre)))
+        answered = (probability <= low_) | (probability >= high_)
+        if answered.mean() < 1 - MOST_UNANSWERED:
+            break
+        low, high = low_, high_
+        if right[answered].mean() >= AIM_WHEN_ANSWERED:
+            break
+    return low, high
+
+
+def main() -> int:
+    """Read the command line, calibrate, write; 0 when done, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(description="Calibrate a checkpoint anew on labelled pictures.")
+    parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
+    parser.add_argument("--input-size", type=int, metavar="PIXELS", help="another input size for the network")
+    parser.add_argument("--out", type=Path, metavar="FILE", required=True)
+    arguments = parser.parse_args()
+
+    try:
+        classifier = Classifier.load(arguments.checkpoint)
+    except BadCheckpoint as error:
+        parser.error(str(error))
+    pictures = read_folder(arguments.data)
+    if {picture.label for picture in pictures} != set(CLASSES):
+        parser.error(f"there must be pictures below both {arguments.data}/meme and {arguments.data}/not_meme")
+    old = classifier.preprocessing
+    preprocessing = Preprocessing(arguments.input_size or old.input_size, old.mean, old.std)
+    calibration, probability, is_meme = calibrate(classifier.network, preprocessing, pictures)
+    right = share((probability >= calibration.threshold) == is_meme)
+    about = classifier.about | {"calibrated_from": classifier.sha256, "validation_accuracy": asdict(right)}
+    save_checkpoint(arguments.out, classifier.network, preprocessing, **asdict(calibration), about=about)
+    print(f"{arguments.out}: {right.value:.1%} of {len(is_meme)} pictures right; {calibration}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
