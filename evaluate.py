@@ -5,6 +5,7 @@ may be named `GROUP__SOURCE` (`poster__some-museum`); any other name is a group 
 """
 
 import argparse
+import csv
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -33,6 +34,9 @@ from metrics import (
 )
 from model import CLASSES, DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
 
+# The usual groups of negatives that carry text; what tells a meme detector from a text detector.
+TEXT_GROUPS = {"card", "chart", "comic", "document", "poster", "scenetext", "screenshot", "watermark"}
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledPicture:
@@ -58,7 +62,15 @@ def read_folder(root: Path) -> list[LabelledPicture]:
     return pictures
 
 
-def measure(pictures: list[LabelledPicture], predictions: list[Prediction]) -> dict[str, Any]:
+def read_languages(index: Path) -> dict[tuple[str, ...], str]:
+    """The languages in a table with columns `file` and `language`, by label, folder and file name."""
+    with index.open(encoding="utf-8", newline="") as file:
+        return {Path(row["file"]).parts[-3:]: row["language"] for row in csv.DictReader(file) if row["language"]}
+
+
+def measure(
+    pictures: list[LabelledPicture], predictions: list[Prediction], languages: dict[tuple[str, ...], str] | None = None
+) -> dict[str, Any]:
     """Every figure of the classifier on these pictures, ready for JSON.
 
     Shares of pictures carry Wilson intervals, all else bootstrap percentiles over the pictures.
@@ -68,7 +80,10 @@ def measure(pictures: list[LabelledPicture], predictions: list[Prediction]) -> d
     Args:
         pictures: N labelled pictures.
         predictions: what the classifier said of each.
+        languages: as `read_languages` gives them; memes of no known language are left out of that table.
     """
+    languages = languages or {}
+    text_negative = np.array([p.label == NOT_MEME and p.group in TEXT_GROUPS for p in pictures])
     truth = np.array([picture.label == MEME for picture in pictures])  # (N,)
     said = np.array([prediction.label == MEME for prediction in predictions])
     scores = np.array([prediction.meme_probability for prediction in predictions])
@@ -79,6 +94,7 @@ def measure(pictures: list[LabelledPicture], predictions: list[Prediction]) -> d
         "accuracy": share(right),
         "precision": share(truth[said]),
         "recall": share(said[truth]),
+        "text_negatives": share(right[text_negative]),
         "f1": bootstrap(lambda i: f1(truth[i], said[i]), len(truth)),
         "auroc": bootstrap(lambda i: auroc(truth[i], scores[i]), len(truth)),
         "average_precision": bootstrap(lambda i: average_precision(truth[i], scores[i]), len(truth)),
@@ -93,6 +109,7 @@ def measure(pictures: list[LabelledPicture], predictions: list[Prediction]) -> d
         "ece_noise_floor": calibration_noise_floor(scores),
         "groups": by_name([p.group if p.label == NOT_MEME else None for p in pictures], right),
         "sources": by_name([p.source if p.label == MEME else None for p in pictures], right),
+        "languages": by_name([languages.get(p.path.parts[-3:]) if p.label == MEME else None for p in pictures], right),
     }
 
 
@@ -180,9 +197,11 @@ def in_words(metrics: dict[str, Any]) -> str:
         for name, row in metrics.items()
         if isinstance(row, dict) and "value" in row
     ]
-    for title, key in (("Groups of negatives", "groups"), ("Sources of memes", "sources")):
-        lines.append(f"\n{title}")
-        lines += [line(f"  {name} ({row['n']})", row, "accuracy") for name, row in metrics[key].items()]
+    tables = (("Groups of negatives", "groups"), ("Sources of memes", "sources"), ("Languages of memes", "languages"))
+    for title, key in tables:
+        if metrics[key]:
+            lines.append(f"\n{title}")
+            lines += [line(f"  {name} ({row['n']})", row, "accuracy") for name, row in metrics[key].items()]
     return "\n".join(lines)
 
 
@@ -190,6 +209,7 @@ def main() -> int:
     """Read the command line, measure, print, write; 0 when all is done, 2 for wrong usage."""
     parser = argparse.ArgumentParser(description="Measure the classifier on labelled pictures.")
     parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
+    parser.add_argument("--languages", type=Path, metavar="CSV", help="table with the columns file and language")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     parser.add_argument("--plot", type=Path, metavar="FILE", default=Path("outputs/metrics.png"))
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
@@ -215,9 +235,9 @@ def main() -> int:
     if not read:
         parser.error(f"none of the {len(pictures)} pictures could be opened")
 
-    metrics = {"checkpoint_sha256": classifier.sha256, "unreadable": len(pictures) - len(read)} | measure(
-        read, predictions
-    )
+    languages = read_languages(arguments.languages) if arguments.languages else None
+    metrics = {"checkpoint_sha256": classifier.sha256, "unreadable": len(pictures) - len(read)}
+    metrics |= measure(read, predictions, languages)
     print(in_words(metrics))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,18 @@ GREETINGS = (
     "С днём рождения", "С Новым годом", "С 8 Марта", "Happy Mother's Day", "Happy Diwali", "Eid Mubarak", "新年快樂",
 )  # fmt: skip
 OFFERS = ("SALE", "50% OFF", "-30%", "NEW", "BUY NOW", "FREE", "$9.99", "19,99 €", "2 for 1", "Sign up", "Read more")
+# The first article of the Universal Declaration of Human Rights, for scripts that fortune files lack.
+DECLARATION = (
+    "يولد جميع الناس أحرارا متساوين في الكرامة والحقوق وقد وهبوا عقلا وضميرا",
+    "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है",
+    "すべての人間は生れながらにして自由でありかつ尊厳と権利とについて平等である",
+    "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다",
+    "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
+    "כל בני האדם נולדו בני חורין ושווים בערכם ובזכויותיהם",
+    "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα",
+    "Tất cả mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền",
+    "人人生而自由在尊严和权利上一律平等他们赋有理性和良心并应以兄弟关系的精神相对待",
+)
 SPEAKERS = ("Me", "Her", "Him", "Mom", "Nobody", "Boss", "Yo", "Mi mamá", "Nadie", "Я", "Он", "Eu", "Everyone")
 
 
@@ -85,7 +97,7 @@ DESIGNS = {
     "poster__poster": (3, Design(
         (0.67, 0.71, 1.0, 1.6), ("picture", "picture", "dark picture", "gradient"),
         ("gap gap title line credits", "line title gap gap gap credits", "gap title title gap line",
-         "title figure line"),
+         "title figure line", "title gap gap gap line", "emblem gap gap title"),
         (ANY, ANY, ORNATE, SERIF, CONDENSED, PLAIN), border=0.1, badge=0.1)),
     "poster__advert": (1.5, Design(
         (1.0, 1.9, 0.56, 3.2, 0.8), ("gradient", "colour", "paper", "picture"),
@@ -107,6 +119,14 @@ DESIGNS = {
         (1.9, 1.9, 1.4, 2.6, 1.0), ("gradient", "gradient", "colour", "paper", "dark picture"),
         ("line title line", "title title line", "gap title line gap", "line title text"),
         (PLAIN, PLAIN, SERIF, CONDENSED, ORNATE), picture_aside=0.6, border=0.2)),
+    "graphic__logo": (1, Design(
+        (1.0, 1.0, 1.5, 2.4), ("paper", "paper", "night", "colour"),
+        ("emblem title", "emblem title line", "gap title gap", "emblem", "title emblem"),
+        (ANY, ANY, SERIF, CONDENSED, ORNATE), picture_aside=0.1)),
+    "chart__diagram": (1, Design(
+        (1.0, 1.4, 1.8), ("paper",),
+        ("diagram diagram", "title diagram diagram", "diagram diagram diagram", "line diagram diagram text"),
+        (PLAIN, PLAIN, HAND))),
     "screenshot__web": (1.5, Design(
         (1.6, 1.3, 0.5, 0.8), ("paper", "paper", "night"),
         ("bar title figure text text", "bar figure text figure text", "bar title text text text text",
@@ -192,7 +212,8 @@ class Artist:
 
     def words(self, low: int, high: int) -> str:
         """So many words of one text; so many triples of letters where a script has no spaces."""
-        count, text = self.random.randint(low, high), self.random.choice(self.texts)
+        count = self.random.randint(low, high)
+        text = self.random.choice(DECLARATION if self.chance(0.12) else self.texts)
         if " " not in text[:40]:
             return text[: 3 * count]
         start = self.random.randrange(max(1, len(text.split()) - count + 1))
@@ -200,6 +221,8 @@ class Artist:
 
     def picture(self, width: int, height: int) -> Image.Image:
         """A picture that fills a size in pixels; at height 0, one of that width in about its own proportions."""
+        if self.chance(0.06):
+            return self.cartoon(width, height or int(width / self.random.uniform(0.65, 1.9)))
         while True:
             files = self.templates if self.templates and self.chance(0.4) else self.pictures
             try:
@@ -209,6 +232,30 @@ class Artist:
             ratio = min(1.9, max(0.65, source.width / source.height))
             size = (max(1, width), max(1, height or int(width / ratio)))
             return ImageOps.fit(source, size, Image.Resampling.BICUBIC)
+
+    def cartoon(self, width: int, height: int) -> Image.Image:
+        """A drawn scene: flat ground and sky, one to three outlined figures."""
+        line_art = self.chance(0.3)
+        sky, earth, *tints = (WHITE, WHITE, WHITE, WHITE, WHITE) if line_art else [self.colour(90) for _ in range(5)]
+        scene = Image.new("RGB", (width, height), sky)
+        draw = ImageDraw.Draw(scene)
+        pen = max(1, min(width, height) // 90)
+        horizon = height * self.random.uniform(0.5, 0.9)
+        draw.rectangle((-9, horizon, width + 9, height + 9), earth, BLACK if self.chance(0.5) else None, pen)
+        for _ in range(self.random.randint(1, 3)):
+            size = min(width, height) * self.random.uniform(0.12, 0.3)
+            x, y = self.random.uniform(size, max(size, width - size)), horizon - size * self.random.uniform(0.2, 2)
+            skin, clothes = self.random.choice(tints), self.random.choice(tints)
+            draw.ellipse((x - size * 0.6, y + size * 0.5, x + size * 0.6, y + size * 2.4), clothes, BLACK, pen)
+            draw.ellipse((x - size, y - size, x + size, y + size), skin, BLACK, pen)
+            for side in (-0.4, 0.4):
+                eye, pupil = size * self.random.uniform(0.12, 0.3), size * 0.1
+                at = x + side * size
+                draw.ellipse((at - eye, y - eye, at + eye, y + eye), WHITE, BLACK, pen)
+                draw.ellipse((at - pupil, y - pupil, at + pupil, y + pupil), BLACK)
+            mouth = (x - size * 0.4, y + size * 0.3, x + size * 0.4, y + size * 0.7)
+            draw.arc(mouth, self.random.choice((0, 180)), self.random.choice((180, 360)), BLACK, pen + 1)
+        return scene
 
     def write(self, page: Image.Image, text: str, box: Box, letters: Letters) -> None:
         """Write text into a box, as large as it fits."""
@@ -402,18 +449,21 @@ class Artist:
         """A published page: framed panels of drawn pictures, balloons with tails, boxes of narration."""
         ratio = self.random.choice((0.66, 0.75, 1.0, 3.0))
         page = Image.new("RGB", (SIDE, int(SIDE / ratio)) if ratio > 1 else (int(SIDE * ratio), SIDE), WHITE)
-        grey = self.chance(0.4)
+        grey, drawn, most_balloons = self.chance(0.3), self.chance(0.6), self.random.choice((0, 1, 2, 2))
         rows = max(1, round(page.height / self.random.uniform(130, 220)))
         for row in range(rows):
             columns = self.random.randint(1, 3) if ratio < 1.5 else self.random.randint(3, 5)
             inner = [page.width * (i + self.random.uniform(-0.12, 0.12)) / columns for i in range(1, columns)]
             top, bottom = page.height * row // rows + 5, page.height * (row + 1) // rows - 5
             for left, right in itertools.pairwise([0, *map(int, inner), page.width]):
-                panel = self.picture(right - left - 10, bottom - top).filter(ImageFilter.MedianFilter(5))
-                panel = ImageOps.posterize(panel, self.random.randint(2, 4))
+                if drawn:
+                    panel = self.cartoon(right - left - 10, bottom - top)
+                else:
+                    panel = self.picture(right - left - 10, bottom - top).filter(ImageFilter.MedianFilter(5))
+                    panel = ImageOps.posterize(panel, self.random.randint(2, 4))
                 if grey:
                     panel = ImageOps.autocontrast(panel.convert("L")).convert("RGB")
-                for _ in range(self.random.randint(0, 2)):
+                for _ in range(self.random.randint(0, most_balloons)):
                     self.balloon(panel)
                 page.paste(ImageOps.expand(panel, 2, BLACK), (left + 3, top - 2))
         return page
@@ -459,7 +509,7 @@ class Artist:
             "title": self.title, "line": self.line, "quote": self.quote, "greeting": self.greeting,
             "credits": self.credits, "text": self.text, "points": self.points, "table": self.table,
             "figure": self.figure, "bar": self.bar, "row": self.row, "field": self.field, "button": self.button,
-            "tabs": self.tabs,
+            "tabs": self.tabs, "emblem": self.emblem, "diagram": self.diagram,
         }  # fmt: skip
         y = margin / 2
         for name, height in zip(stack, heights, strict=True):
@@ -513,7 +563,8 @@ class Artist:
 
     def title(self, page: Image.Image, box: Box, letters: Letters) -> None:
         text = self.words(1, 6)
-        letters = replace(letters, largest=0.2, squeeze=self.random.choice((0.8, 1, 1)))
+        outline = self.random.choice((None, None, BLACK, WHITE, self.vivid()))
+        letters = replace(letters, largest=0.2, squeeze=self.random.choice((0.8, 1, 1)), outline=outline)
         self.write(page, text.upper() if self.chance(0.5) else text, box, letters)
 
     def line(self, page: Image.Image, box: Box, letters: Letters) -> None:
@@ -553,6 +604,33 @@ class Artist:
     def figure(self, page: Image.Image, box: Box, _: Letters) -> None:
         left, top, right, bottom = in_pixels(page, box)
         page.paste(self.picture(right - left, bottom - top), (left, top))
+
+    def emblem(self, page: Image.Image, box: Box, letters: Letters) -> None:
+        left, top, right, bottom = in_pixels(page, box)
+        r, x, y = min(right - left, bottom - top) / 2, (left + right) / 2, (top + bottom) / 2
+        draw = ImageDraw.Draw(page)
+        for scale in sorted((self.random.uniform(0.3, 1) for _ in range(self.random.randint(1, 3))), reverse=True):
+            corners, turn = self.random.choice((3, 4, 5, 6, 60, 60)), self.random.randrange(90)
+            line = letters.fill if self.chance(0.4) else None
+            draw.regular_polygon((x, y, r * scale), corners, turn, self.vivid(), line)
+        half = 0.4 * r
+        inside = ((x - half) / page.width, (y - half) / page.height, (x + half) / page.width, (y + half) / page.height)
+        self.write(page, self.words(1, 1)[:2].upper(), inside, Letters(letters.families, WHITE, largest=0.3))
+
+    def diagram(self, page: Image.Image, box: Box, letters: Letters) -> None:
+        left, top, right, bottom = box
+        columns, draw = self.random.randint(1, 4), ImageDraw.Draw(page)
+        width, last = (right - left) / columns, None
+        tint = self.random.choice((None, self.vivid(), self.colour(180)))
+        for column in range(columns):
+            y = self.random.uniform(top, (top + bottom) / 2)
+            cell = (left + column * width, y, left + (column + 0.7) * width, min(bottom, y + 0.14))
+            x0, y0, x1, y1 = in_pixels(page, cell)
+            if last:
+                draw.line((*last, x0, (y0 + y1) // 2), letters.fill, 2)
+            draw.rounded_rectangle((x0, y0, x1, y1), self.random.choice((0, 8)), tint, letters.fill, 2)
+            self.write(page, self.words(1, 3), cell, replace(letters, largest=0.035, align="center"))
+            last = (x1, (y0 + y1) // 2)
 
     def bar(self, page: Image.Image, box: Box, _: Letters) -> None:
         tint = self.random.choice((self.vivid(), (235, 235, 238), (50, 52, 60)))
@@ -619,8 +697,8 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def read_texts(files: list[Path]) -> list[str]:
-    """Sentences of fortune files, whose entries are parted by lines with a single %."""
-    texts: list[str] = []
+    """Different sentences of fortune files, whose entries are parted by lines with a single %."""
+    texts: dict[str, None] = {}
     for file in files:
         try:
             entries = file.read_text(encoding="utf-8").split("\n%")
@@ -630,8 +708,8 @@ def read_texts(files: list[Path]) -> list[str]:
             text = " ".join(entry.replace("%", " ").partition("--")[0].split())
             letters = sum(c.isalpha() or c == " " for c in text)
             if 20 <= len(text) <= 400 and letters > 0.85 * len(text):
-                texts.append(text)
-    return texts
+                texts[text] = None
+    return list(texts)
 
 
 def draw_one(
@@ -663,7 +741,7 @@ def main() -> int:
 
     pictures = [path for folder in arguments.pictures for path in find_pictures(folder)]
     templates = find_pictures(arguments.templates) if arguments.templates else []
-    texts = read_texts(sorted(p for p in arguments.texts.iterdir() if p.is_file())) if arguments.texts.is_dir() else []
+    texts = read_texts(sorted(p for p in arguments.texts.rglob("*") if p.is_file())) if arguments.texts.is_dir() else []
     if not (pictures and texts and fonts(ANY)):
         parser.error("there must be pictures to draw on, fortune files to take words from, and fonts to write with")
     with ProcessPoolExecutor() as pool:

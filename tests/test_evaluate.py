@@ -29,14 +29,15 @@ def test_pictures_outside_any_source_belong_to_their_label(folder: Path) -> None
 
 def test_figures_of_a_known_outcome() -> None:
     """Four memes, three of them found; six others, one of them called a meme."""
-    pictures = [LabelledPicture(Path(str(n)), MEME, MEME, "reddit") for n in range(4)]
+    pictures = [LabelledPicture(Path(f"test/meme/reddit/{n}.png"), MEME, MEME, "reddit") for n in range(4)]
     pictures += [LabelledPicture(Path(str(n)), NOT_MEME, "chart", "nature") for n in range(2)]
     pictures += [LabelledPicture(Path(str(n)), NOT_MEME, "photo", "flickr") for n in range(4)]
     scores = [0.9, 0.8, 0.7, 0.2, 0.6, 0.1, 0.3, 0.1, 0.1, 0.1]
     predictions = [
         Prediction(label := MEME if s >= 0.5 else NOT_MEME, s, NOT_SURE if s in (0.6, 0.3) else label) for s in scores
     ]
-    figures = measure(pictures, predictions)
+    languages = {("meme", "reddit", "2.png"): "pt", ("meme", "reddit", "3.png"): "pt", ("meme", "x", "0.png"): "en"}
+    figures = measure(pictures, predictions, languages)
     assert figures["n"] == {"meme": 4, "not_meme": 6}
     assert figures["accuracy"]["value"] == pytest.approx(8 / 10)
     assert figures["precision"]["value"] == pytest.approx(3 / 4)
@@ -51,6 +52,8 @@ def test_figures_of_a_known_outcome() -> None:
         "photo": (4, 1.0),
     }
     assert {name: (row["n"], row["accuracy"]) for name, row in figures["sources"].items()} == {"reddit": (4, 0.75)}
+    assert {name: (row["n"], row["accuracy"]) for name, row in figures["languages"].items()} == {"pt": (2, 0.5)}
+    assert figures["text_negatives"]["value"] == pytest.approx(1 / 2)  # the charts
     for name in ("accuracy", "precision", "recall", "f1", "auroc", "average_precision", "ece", "brier"):
         assert figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"]
 
@@ -63,11 +66,14 @@ def test_the_command_writes_figures_and_plot(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (folder / "meme" / "one" / "broken.png").write_bytes(b"no picture")
-    out, plot = tmp_path / "out" / "metrics.json", tmp_path / "metrics.png"
-    assert run(monkeypatch, evaluate.main, tiny_classifier, folder, "--json", out, "--plot", plot) == 0
+    out, plot, index = tmp_path / "out" / "metrics.json", tmp_path / "metrics.png", tmp_path / "index.csv"
+    index.write_text("file,language\ntrain/meme/one/1.png,ru\ntrain/meme/one/2.png,\n")
+    arguments = (folder, "--json", out, "--plot", plot, "--languages", index)
+    assert run(monkeypatch, evaluate.main, tiny_classifier, *arguments) == 0
     figures = json.loads(out.read_text())
     assert figures["n"] == {"meme": 8, "not_meme": 8}
     assert figures["unreadable"] == 1
+    assert figures["languages"]["ru"]["n"] == 1
     printed = capsys.readouterr()
     assert "broken.png: This file is not a picture" in printed.err
     assert f"{figures['accuracy']['value']:.4f}" in printed.out
