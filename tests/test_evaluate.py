@@ -36,7 +36,11 @@ def test_figures_of_a_known_outcome() -> None:
     predictions = [
         Prediction(label := MEME if s >= 0.5 else NOT_MEME, s, NOT_SURE if s in (0.6, 0.3) else label) for s in scores
     ]
-    languages = {("meme", "reddit", "2.png"): "pt", ("meme", "reddit", "3.png"): "pt", ("meme", "x", "0.png"): "en"}
+    languages: dict[tuple[str, ...], str] = {
+        ("meme", "reddit", "2.png"): "pt",
+        ("meme", "reddit", "3.png"): "pt",
+        ("meme", "other", "0.png"): "en",
+    }
     figures = measure(pictures, predictions, languages)
     assert figures["n"] == {"meme": 4, "not_meme": 6}
     assert figures["accuracy"]["value"] == pytest.approx(8 / 10)
