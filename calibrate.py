@@ -65,6 +65,8 @@ def calibrate(
         margins += (logits[:, ours] - logits[:, 1 - ours]).tolist()
         strongest += maps.amax((1, 2, 3)).tolist()
         truth += [picture.label == MEME for picture in labelled]
+    if len(set(truth)) < len(CLASSES):
+        raise SystemExit("To calibrate, there must be readable pictures of both classes.")
     is_meme, margin = np.array(truth), np.array(margins)
     temperature = fit_temperature(margin, is_meme)
     probability = 1 / (1 + np.exp(-margin / temperature))
@@ -123,12 +125,11 @@ def main() -> int:
         classifier = Classifier.load(arguments.checkpoint)
     except BadCheckpoint as error:
         parser.error(str(error))
-    pictures = read_folder(arguments.data)
-    if {picture.label for picture in pictures} != set(CLASSES):
-        parser.error(f"there must be pictures below both {arguments.data}/meme and {arguments.data}/not_meme")
+    if classifier.classes != CLASSES:
+        parser.error(f"{arguments.checkpoint} has its classes in another order than those trained here")
     old = classifier.preprocessing
     preprocessing = Preprocessing(arguments.input_size or old.input_size, old.mean, old.std)
-    calibration, probability, is_meme = calibrate(classifier.network, preprocessing, pictures)
+    calibration, probability, is_meme = calibrate(classifier.network, preprocessing, read_folder(arguments.data))
     right = share((probability >= calibration.threshold) == is_meme)
     about = classifier.about | {"calibrated_from": classifier.sha256, "validation_accuracy": asdict(right)}
     save_checkpoint(arguments.out, classifier.network, preprocessing, **asdict(calibration), about=about)

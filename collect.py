@@ -2,7 +2,7 @@
 
 Documentation is full of what is rare in collections of photographs: printed pages, slides, screenshots,
 diagrams. Of each PDF one page is rendered (by `pdftoppm`, Debian's package poppler-utils); pictures are
-taken as they are. `apt-get download PACKAGE` gets a package; MODEL_CARD.md names those that were used.
+taken as they are. `apt-get download PACKAGE` gets a package.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from images import SUFFIXES, BadImage, open_picture
 from model import NOT_MEME
 from synthesize import QUALITY, SAVED_SIDE
 
-OF_EACH_PACKAGE = 150  # pictures at most
+OF_EACH_PACKAGE = 150  # pictures at most, for they look alike
+OF_EACH_COLLECTION = 750  # of TeX Live's packages, which document hundreds of programs each
 PDFS_OF_A_FOLDER = 3  # at most: those of one folder look alike
 SMALLEST_SIDE = 150  # pixels; smaller ones are icons
 LARGEST_RATIO = 3.2
@@ -30,17 +31,19 @@ SEED = 0
 
 def read_package(package: Path) -> list[tuple[str, bytes]]:
     """Names and contents of the PDFs and pictures in a package, in a seeded order."""
-    unpacking = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE)  # noqa: S603, S607
-    with tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive:
-        files = [
-            (member.name, content.read())
-            for member in archive
-            if member.size in BYTES
-            and Path(member.name).suffix[1:].lower() in (*SUFFIXES, "pdf")
-            and (content := archive.extractfile(member)) is not None
-        ]
-    if unpacking.wait():
-        raise SystemExit(f"{package} cannot be unpacked")
+    command = ["dpkg-deb", "--fsys-tarfile", str(package)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as unpacking:  # noqa: S603
+        try:
+            with tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive:
+                files = [
+                    (member.name, content.read())
+                    for member in archive
+                    if member.size in BYTES
+                    and Path(member.name).suffix[1:].lower() in (*SUFFIXES, "pdf")
+                    and (content := archive.extractfile(member)) is not None
+                ]
+        except tarfile.TarError as error:
+            raise SystemExit(f"{package} cannot be unpacked: {error}") from error
     random.Random(SEED).shuffle(files)
     return files
 
@@ -63,7 +66,7 @@ def pictures_of(files: list[tuple[str, bytes]]) -> Iterator[tuple[str, Image.Ima
 
 
 def render_page(name: str, pdf: bytes) -> Image.Image | None:
-    """One page of a PDF, the first in a quarter of the cases; None if it is empty or cannot be read."""
+    """One page of a PDF, more often than by chance the first; None if it is empty or cannot be read."""
     try:
         info = subprocess.run(["pdfinfo", "-"], input=pdf, capture_output=True, timeout=20, check=True).stdout  # noqa: S607
         pages = int(re.findall(rb"Pages:\s+(\d+)", info)[0])
@@ -72,7 +75,7 @@ def render_page(name: str, pdf: bytes) -> Image.Image | None:
         command = ["pdftoppm", "-png", "-scale-to", str(2 * SAVED_SIDE), "-f", page, "-l", page]
         png = subprocess.run(command, input=pdf, capture_output=True, timeout=40, check=True).stdout  # noqa: S603
         picture = open_picture(png)
-    except (subprocess.SubprocessError, BadImage, IndexError):
+    except (subprocess.SubprocessError, ValueError, IndexError):  # ValueError: no pages, or a bad picture
         return None
     low, high = picture.convert("L").filter(ImageFilter.BoxBlur(4)).getextrema()
     return picture if high - low > 25 else None  # type: ignore[operator]
@@ -103,7 +106,7 @@ def main() -> int:
     arguments = parser.parse_args()
     for package in arguments.packages:
         source, count = package.name.partition("_")[0], 0
-        limit = OF_EACH_PACKAGE * (5 if source.startswith("texlive") else 1)
+        limit = OF_EACH_COLLECTION if source.startswith("texlive") else OF_EACH_PACKAGE
         for group, picture in pictures_of(read_package(package)):
             picture.thumbnail((SAVED_SIDE, SAVED_SIDE), Image.Resampling.LANCZOS)
             folder = arguments.out / NOT_MEME / f"{group}__debian-{source}"

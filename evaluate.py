@@ -69,7 +69,7 @@ def read_languages(index: Path) -> dict[tuple[str, ...], str]:
 
 
 def measure(
-    pictures: list[LabelledPicture], predictions: list[Prediction], languages: dict[tuple[str, ...], str] | None = None
+    pictures: list[LabelledPicture], predictions: list[Prediction], languages: dict[tuple[str, ...], str]
 ) -> dict[str, Any]:
     """Every figure of the classifier on these pictures, ready for JSON.
 
@@ -82,7 +82,6 @@ def measure(
         predictions: what the classifier said of each.
         languages: as `read_languages` gives them; memes of no known language are left out of that table.
     """
-    languages = languages or {}
     text_negative = np.array([p.label == NOT_MEME and p.group in TEXT_GROUPS for p in pictures])
     truth = np.array([picture.label == MEME for picture in pictures])  # (N,)
     said = np.array([prediction.label == MEME for prediction in predictions])
@@ -220,8 +219,11 @@ def main() -> int:
         parser.error(f"there are no pictures below {arguments.data}/meme or {arguments.data}/not_meme")
     try:
         classifier = Classifier.load(arguments.checkpoint)
+        languages = read_languages(arguments.languages) if arguments.languages else {}
     except BadCheckpoint as error:
         parser.error(str(error))
+    except (OSError, KeyError) as error:
+        parser.error(f"{arguments.languages} is not a readable table with the columns file and language: {error}")
 
     read: list[LabelledPicture] = []
     predictions: list[Prediction] = []
@@ -235,7 +237,6 @@ def main() -> int:
     if not read:
         parser.error(f"none of the {len(pictures)} pictures could be opened")
 
-    languages = read_languages(arguments.languages) if arguments.languages else None
     metrics = {"checkpoint_sha256": classifier.sha256, "unreadable": len(pictures) - len(read)}
     metrics |= measure(read, predictions, languages)
     print(in_words(metrics))

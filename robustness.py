@@ -24,6 +24,7 @@ from metrics import Estimate, share
 from model import CLASSES, DEFAULT_CHECKPOINT, MEME, NOT_MEME, BadCheckpoint, Classifier, Prediction
 
 BATCH = 32
+SIDE = 264  # pixels of the longest side at most, so that severities in pixels mean the same everywhere
 SEED = 0
 
 
@@ -125,7 +126,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Image.Image, float], Image.Image], tuple[
     "grey": (lambda picture, _: picture.convert("L").convert("RGB"), (1,)),
     "fried, saturation": (fry, (2, 3)),
     "Gaussian noise, sigma": (noise, (8, 16, 32)),
-    "Gaussian blur, pixels of 264": (
+    "Gaussian blur, pixels": (
         lambda picture, radius: picture.filter(ImageFilter.GaussianBlur(radius)),
         (1, 2, 3),
     ),
@@ -227,7 +228,9 @@ def main() -> int:
     truth: list[str] = []
     for labelled in sample(read_folder(arguments.data), arguments.of_each_class):
         try:
-            pictures.append(open_picture(labelled.path))
+            picture = open_picture(labelled.path)
+            picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+            pictures.append(picture)
             truth.append(labelled.label)
         except BadImage as error:
             tqdm.write(f"{labelled.path}: {error}", file=sys.stderr)

@@ -41,6 +41,7 @@ CONDENSED = ("Bebas", "Condensed-Bold", "YanoneKaffeesatz-Bold", "Narrow-Bold", 
 HAND = ("Comic", "Humor", "Tomson", "dkg", "Andika", "StayPuft", "Cherry")
 ORNATE = ("Dancing", "Kaushan", "Lobster", "Kristi", "Leckerli", "Isabella", "Z003", "Comfortaa", "Quicksand")
 SERIF = ("Serif", "EBGaramond", "LinLibertine", "Caladea", "Vollkorn", "OldStandard", "Quattrocento", "P052", "C059")
+WORLD = ("DejaVuSans.", "Devanagari", "Thai", "Hebrew", "Arabic", "Naskh", "Nanum", "takao", "wqy", "CJK")
 MONO = ("Mono", "Courier", "Hack", "JetBrains", "OCR", "gnutypewriter")
 GREETINGS = (
     "Happy Birthday", "Merry Christmas", "Happy New Year", "Thank you", "Congratulations", "Get well soon", "Welcome",
@@ -153,7 +154,7 @@ DESIGNS = {
 def fonts(families: Families) -> tuple[Path, ...]:
     """The upright fonts of some families, the system's and Matplotlib's; all of them if none is there."""
     folders = (Path("/usr/share/fonts"), Path(matplotlib.get_data_path()) / "fonts")
-    found = sorted(p for folder in folders for p in folder.rglob("*.[to]t[fc]"))
+    found = [p for folder in folders for p in sorted(folder.rglob("*.[to]t[fc]"))]
     found = [p for p in found if not re.search("Italic|Oblique|Light|Thin|Symbol|Emoji|Math|Ornament", p.name)]
     return tuple(p for p in found if any(family.lower() in p.name.lower() for family in families)) or tuple(found)
 
@@ -223,15 +224,12 @@ class Artist:
         """A picture that fills a size in pixels; at height 0, one of that width in about its own proportions."""
         if self.chance(0.06):
             return self.cartoon(width, height or int(width / self.random.uniform(0.65, 1.9)))
-        while True:
-            files = self.templates if self.templates and self.chance(0.4) else self.pictures
-            try:
-                source = open_picture(self.random.choice(files))
-            except BadImage:
-                continue
-            ratio = min(1.9, max(0.65, source.width / source.height))
-            size = (max(1, width), max(1, height or int(width / ratio)))
-            return ImageOps.fit(source, size, Image.Resampling.BICUBIC)
+        source = open_picture(
+            self.random.choice(self.templates if self.templates and self.chance(0.4) else self.pictures)
+        )
+        ratio = min(1.9, max(0.65, source.width / source.height))
+        size = (max(1, width), max(1, height or int(width / ratio)))
+        return ImageOps.fit(source, size, Image.Resampling.BICUBIC)
 
     def cartoon(self, width: int, height: int) -> Image.Image:
         """A drawn scene: flat ground and sky, one to three outlined figures."""
@@ -285,11 +283,12 @@ class Artist:
         page.paste(layer, (left, top), layer)
 
     def font(self, families: Families, text: str) -> Path:
-        """A font that can write the text, of the family if there is one; the same all over a picture."""
+        """A font of the family that can write the text, else any that can; the same all over a picture."""
         rarest = "".join(sorted({c for c in text if c.isalpha()}, reverse=True)[:2])
         known = self.chosen_fonts.get(families)
         if known is None or not can_write(known, rarest):
-            some = [f for g in (families, PLAIN, ANY) for f in self.random.sample(fonts(g), min(12, len(fonts(g))))]
+            some = self.random.sample(fonts(families), min(12, len(fonts(families))))
+            some += self.random.sample(fonts(WORLD), len(fonts(WORLD)))
             self.chosen_fonts[families] = next((font for font in some if can_write(font, rarest)), some[0])
         return self.chosen_fonts[families]
 
@@ -712,6 +711,16 @@ def read_texts(files: list[Path]) -> list[str]:
     return list(texts)
 
 
+def readable(path: Path) -> bool:
+    """Whether a picture can be opened; those that cannot are named on stderr."""
+    try:
+        open_picture(path)
+    except BadImage as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def draw_one(
     index: int, *, label: str, pictures: list[Path], templates: list[Path], texts: list[str], out: Path
 ) -> None:
@@ -739,11 +748,13 @@ def main() -> int:
     parser.add_argument("--others", type=int, metavar="N", default=8000)
     arguments = parser.parse_args()
 
-    pictures = [path for folder in arguments.pictures for path in find_pictures(folder)]
-    templates = find_pictures(arguments.templates) if arguments.templates else []
+    pictures = [path for folder in arguments.pictures for path in find_pictures(folder) if readable(path)]
+    templates = [path for path in find_pictures(arguments.templates) if readable(path)] if arguments.templates else []
     texts = read_texts(sorted(p for p in arguments.texts.rglob("*") if p.is_file())) if arguments.texts.is_dir() else []
     if not (pictures and texts and fonts(ANY)):
-        parser.error("there must be pictures to draw on, fortune files to take words from, and fonts to write with")
+        parser.error(
+            "there must be readable pictures to draw on, fortune files to take words from, and fonts to write with"
+        )
     with ProcessPoolExecutor() as pool:
         for label, count in ((MEME, arguments.memes), (NOT_MEME, arguments.others)):
             work = partial(

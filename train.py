@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,11 @@ def train(
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     parts: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer}
-    run = {"data": fingerprint(pictures), "stages": [asdict(stage) for stage in STAGES]}
+    run = {
+        "data": fingerprint(pictures),
+        "held_out": fingerprint(held_out),
+        "stages": [asdict(stage) for stage in STAGES],
+    }
     step, history, losses = 0, list[Progress](), list[float]()
     if resume and state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)
@@ -154,11 +158,11 @@ def train(
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         step = saved["step"]
-        history = [Progress(**entry) for entry in saved["history"]]
+        history, losses = [Progress(**entry) for entry in saved["history"]], saved["losses"]
 
-    ends = np.cumsum([stage.pictures for stage in STAGES]) // BATCH
+    ends = [total // BATCH for total in accumulate(stage.pictures for stage in STAGES)]
     saved_at = time.monotonic()
-    bar = tqdm(total=int(ends[-1]), initial=step, unit="step", smoothing=0.05)
+    bar = tqdm(total=ends[-1], initial=step, unit="step", smoothing=0.05)
     for stage, end in zip(STAGES, ends, strict=True):
         stream = TrainingStream(pictures, Preprocessing(stage.input_size), step)
         workers = 1 if device.type == "cpu" else 8
@@ -182,9 +186,9 @@ def train(
             if step % VALIDATE_EVERY == 0 or step == end:
                 accuracy, area = validate(average.module, Preprocessing(stage.input_size), held_out, device)
                 history.append(Progress(step * BATCH, stage.input_size, float(np.mean(losses)), accuracy, area))
-                losses.clear()
+                losses = []
             if time.monotonic() - saved_at > SAVE_EVERY or step == end:
-                written = {"run": run, "step": step, "history": [asdict(entry) for entry in history]}
+                written = {"run": run, "step": step, "history": [asdict(entry) for entry in history], "losses": losses}
                 save_whole(written | {name: part.state_dict() for name, part in parts.items()}, state)
                 saved_at = time.monotonic()
     trained: nn.Module = average.module.cpu().eval().requires_grad_(False)
@@ -285,6 +289,19 @@ def hold_out(pictures: list[LabelledPicture]) -> tuple[list[LabelledPicture], li
     return [picture for picture in pictures if picture.path not in chosen], aside
 
 
+def of_unknown_sources(held_out: list[LabelledPicture], pictures: list[LabelledPicture]) -> list[LabelledPicture]:
+    """The held-out pictures of sources that training did not know; of a class that has none, all.
+
+    Pictures of known sources are easier. Calibrated on them, the network would be too sure elsewhere.
+    """
+    known = {(picture.label, picture.source) for picture in pictures}
+    chosen = []
+    for label in CLASSES:
+        of_label = [picture for picture in held_out if picture.label == label]
+        chosen += [picture for picture in of_label if (label, picture.source) not in known] or of_label
+    return chosen
+
+
 def fingerprint(pictures: list[LabelledPicture]) -> str:
     """SHA-256 over the labels, names and sizes of the files, wherever their folder lies."""
     lines = sorted(f"{p.label}/{p.path.parent.name}/{p.path.name} {p.path.stat().st_size}" for p in pictures)
@@ -297,7 +314,9 @@ def main() -> int:
     parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
     parser.add_argument("--out", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
     parser.add_argument("--init", metavar="WEIGHTS", help="file to start from, or imagenet for torchvision's weights")
-    parser.add_argument("--val", type=Path, metavar="DIR", help="pictures to calibrate on, else some sources of data")
+    parser.add_argument(
+        "--val", type=Path, metavar="DIR", help="pictures to validate and calibrate on, else some of data"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", default=Path("outputs/training.png"))
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     arguments = parser.parse_args()
@@ -314,10 +333,7 @@ def main() -> int:
     network, history = train(pictures, held_out, arguments.init, state, resume=arguments.resume)
     draw_history(arguments.plot, history)
     preprocessing = Preprocessing(INPUT_SIZE)
-    known = {(picture.label, picture.source) for picture in pictures}
-    # Pictures of sources that training knew are easier; calibrated on them, the network would be too sure elsewhere.
-    unknown = [picture for picture in held_out if (picture.label, picture.source) not in known] or held_out
-    calibration, probability, is_meme = calibrate(network, preprocessing, unknown)
+    calibration, probability, is_meme = calibrate(network, preprocessing, of_unknown_sources(held_out, pictures))
     accuracy = share((probability >= calibration.threshold) == is_meme)
     save_checkpoint(
         arguments.out,
@@ -328,13 +344,12 @@ def main() -> int:
             "created": datetime.now(UTC).date().isoformat(),
             "trained_on": dict(Counter(picture.label for picture in pictures)),
             "data_sha256": fingerprint(pictures),
-            "init": arguments.init and Path(arguments.init).name,
             "stages": [asdict(stage) for stage in STAGES],
             "history": [asdict(entry) for entry in history],
             "validation_accuracy": asdict(accuracy),
         },
     )
-    print(f"{arguments.out}: {accuracy.value:.1%} of {len(is_meme)} validation pictures of unknown sources right")
+    print(f"{arguments.out}: {accuracy.value:.1%} of {len(is_meme)} validation pictures right")
     print(f"SHA-256 {Classifier.load(arguments.out).sha256}")
     return 0
 

@@ -6,7 +6,8 @@ from commands import run
 
 import calibrate
 from calibrate import fit_not_sure, fit_temperature, fit_threshold
-from model import Classifier
+from evaluate import read_folder
+from model import MEME, Classifier, Preprocessing
 
 
 def test_the_temperature_undoes_overconfidence() -> None:
@@ -54,3 +55,9 @@ def test_a_checkpoint_calibrated_anew_answers_at_another_size(
     assert calibrated.about["calibrated_from"] == classifier.sha256
     assert calibrated.about["data_sha256"] == classifier.about["data_sha256"]
     assert calibrated.temperature != classifier.temperature
+
+
+def test_pictures_of_one_class_do_not_calibrate(folder: Path, classifier: Classifier) -> None:
+    memes = [picture for picture in read_folder(folder) if picture.label == MEME]
+    with pytest.raises(SystemExit, match="readable pictures of both classes"):
+        calibrate.calibrate(classifier.network, Preprocessing(32), memes)

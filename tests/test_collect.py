@@ -75,3 +75,10 @@ def test_the_command_takes_pages_and_pictures_out_of_a_package(
         ("not_meme", "screenshot", "debian-some-doc"),
     ]
     assert all(max(Image.open(p.path).size) == 264 for p in found)
+
+
+@needs_programs
+def test_what_is_no_package_gets_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "some.deb").write_text("no package")
+    with pytest.raises(SystemExit, match=r"some\.deb cannot be unpacked"):
+        collect.read_package(tmp_path / "some.deb")

@@ -110,3 +110,12 @@ def test_an_empty_folder_is_wrong_usage(
         run(monkeypatch, evaluate.main, tiny_classifier, tmp_path)
     assert stop.value.code == 2
     assert "there are no pictures" in capsys.readouterr().err
+
+
+def test_a_table_without_languages_is_wrong_usage(
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "index.csv").write_text("path,tongue\na,b\n")
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, evaluate.main, tiny_classifier, folder, "--languages", tmp_path / "index.csv")
+    assert stop.value.code == 2

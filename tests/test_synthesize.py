@@ -9,7 +9,7 @@ from PIL import Image, ImageFont
 
 import synthesize
 from evaluate import read_folder
-from synthesize import ANY, PLAIN, Artist, Letters, can_write, fonts, read_texts, wrap
+from synthesize import ANY, DECLARATION, PLAIN, WORLD, Artist, Letters, can_write, fonts, read_texts, wrap
 
 TEXTS = ["When you have written a test for everything and it still fails", "Кто рано встаёт, тому Бог подаёт"]
 
@@ -56,6 +56,10 @@ def test_a_font_is_found_that_has_the_letters(base: Path) -> None:
     font = artist(base).font(PLAIN, TEXTS[1])
     assert can_write(font, "ё")
     assert not can_write(font, "\ue123")
+    for text in DECLARATION:
+        letters = "".join(filter(str.isalpha, text))[:2]
+        if any(can_write(font, letters) for font in fonts(WORLD)):  # where the system has the script
+            assert can_write(artist(base).font(PLAIN, text), letters)
 
 
 def test_lines_are_no_wider_than_asked() -> None:
@@ -76,14 +80,16 @@ def test_texts_are_sentences_without_their_authors(tmp_path: Path) -> None:
 
 
 def test_the_command_draws_labelled_folders_that_repeat(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()
     (texts / "fortunes").write_text("\n%\n".join(TEXTS))
+    (base / "broken.png").write_bytes(b"no picture")
     for out in ("first", "second"):
         arguments = ("--texts", texts, "--out", tmp_path / out, "--memes", "4", "--others", "6")
         assert run(monkeypatch, synthesize.main, None, base, *arguments) == 0
+    assert "broken.png: This file is not a picture" in capsys.readouterr().err
     first, second = read_folder(tmp_path / "first"), read_folder(tmp_path / "second")
     assert [p.label for p in first] == ["meme"] * 4 + ["not_meme"] * 6
     assert {p.source for p in first} == {"drawn"}

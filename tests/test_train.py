@@ -20,7 +20,7 @@ import train
 from calibrate import calibrate
 from evaluate import LabelledPicture, read_folder
 from model import MEME, NOT_MEME, Classifier, Preprocessing, build_network
-from train import Stage, TrainingStream, balanced_weights, hold_out
+from train import Stage, TrainingStream, balanced_weights, hold_out, of_unknown_sources
 
 
 def labelled(label: str, source: str, count: int, group: str = "group") -> list[LabelledPicture]:
@@ -83,6 +83,15 @@ def test_a_large_source_is_not_taken_whole() -> None:
     assert len(kept) == 1800
 
 
+def test_a_class_without_unknown_sources_calibrates_on_what_there_is() -> None:
+    pictures = labelled(MEME, "big", 900) + [p for n in range(12) for p in labelled(NOT_MEME, f"n{n}", 100)]
+    kept, aside = hold_out(pictures)
+    chosen = of_unknown_sources(aside, kept)
+    assert Counter(p.label for p in chosen) == Counter(p.label for p in aside) == {MEME: 90, NOT_MEME: 200}
+    easy = [picture for picture in kept if picture.label == NOT_MEME][:50]
+    assert of_unknown_sources(easy + aside, kept) == aside
+
+
 def test_a_single_source_is_split() -> None:
     kept, aside = hold_out(labelled(MEME, "m", 20) + labelled(NOT_MEME, "n", 20))
     assert Counter(p.label for p in aside) == {MEME: 2, NOT_MEME: 2}
@@ -118,9 +127,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "SAVE_EVERY", -1)
 
 
+@pytest.mark.parametrize("last_call", [2, 4])  # while the learning rate still rises, and after
 @pytest.mark.usefixtures("quick")
 def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    last_call: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     init = tmp_path / "init.pth"
     torch.manual_seed(0)
@@ -129,10 +139,18 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
     out = tmp_path / "out.pth"
     whole_schedule = train.schedule
     calls: list[float] = []
+    validated: list[tuple[float, float]] = []
+    validate = train.validate
+
+    def spy(*given: Any) -> tuple[float, float]:
+        validated.append(validate(*given))
+        return validated[-1]
+
+    monkeypatch.setattr(train, "validate", spy)
 
     def interrupted(progress: float) -> float:
         calls.append(progress)
-        if len(calls) == 4:
+        if len(calls) == last_call:
             raise KeyboardInterrupt
         return whole_schedule(progress)
 
@@ -142,16 +160,16 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
     assert not out.exists()
     plot = tmp_path / "training.png"
     assert run(monkeypatch, train.main, None, folder, "--out", out, "--resume", "--plot", plot) == 0
-    assert calls == [0, 0.25, 0.5, 0.75, 0.75]
+    assert calls == sorted([0, 0.25, 0.5, 0.75, (last_call - 1) / 4])
     assert Image.open(plot).width > 600
-    assert "validation pictures of unknown sources right" in capsys.readouterr().out
+    assert "validation pictures right" in capsys.readouterr().out
 
     classifier = Classifier.load(out)
     assert classifier.preprocessing.input_size == 48
     assert classifier.about["stages"] == [{"input_size": 32, "pictures": 8}, {"input_size": 48, "pictures": 8}]
-    history = [(entry["pictures"], entry["input_size"]) for entry in classifier.about["history"]]
-    assert history == [(8, 32), (16, 48)]
-    assert all(0 <= entry["validation_auroc"] <= 1 < 10 * entry["loss"] for entry in classifier.about["history"])
+    measured = [(e["validation_accuracy"], e["validation_auroc"]) for e in classifier.about["history"]]
+    assert measured == validated
+    assert [(e["pictures"], e["input_size"]) for e in classifier.about["history"]] == [(8, 32), (16, 48)]
     assert 0 <= classifier.not_sure[0] <= classifier.threshold <= classifier.not_sure[1] <= 1
     (prediction,) = classifier.predict([noise(60, 40)])
     assert math.isfinite(prediction.meme_probability)
