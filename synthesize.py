@@ -72,6 +72,7 @@ class Letters:
     families: Families = PLAIN
     fill: Colour = BLACK
     outline: Colour | None = None
+    glow: Colour | None = None  # a soft shadow in a dark colour, a shine in a light one
     align: str = "center"
     valign: str = "middle"
     largest: float = 0.12
@@ -98,7 +99,8 @@ DESIGNS = {
     "poster__poster": (3, Design(
         (0.67, 0.71, 1.0, 1.6), ("picture", "picture", "dark picture", "gradient"),
         ("gap gap title line credits", "line title gap gap gap credits", "gap title title gap line",
-         "title figure line", "title gap gap gap line", "emblem gap gap title"),
+         "title figure line", "title gap gap gap line", "emblem gap gap title",
+         "bar gap gap gap title credits", "bar title gap gap line"),
         (ANY, ANY, ORNATE, SERIF, CONDENSED, PLAIN), border=0.1, badge=0.1)),
     "poster__advert": (1.5, Design(
         (1.0, 1.9, 0.56, 3.2, 0.8), ("gradient", "colour", "paper", "picture"),
@@ -220,13 +222,12 @@ class Artist:
         start = self.random.randrange(max(1, len(text.split()) - count + 1))
         return " ".join(text.split()[start : start + count])
 
-    def picture(self, width: int, height: int) -> Image.Image:
+    def picture(self, width: int, height: int, *, templates: bool = True) -> Image.Image:
         """A picture that fills a size in pixels; at height 0, one of that width in about its own proportions."""
         if self.chance(0.06):
             return self.cartoon(width, height or int(width / self.random.uniform(0.65, 1.9)))
-        source = open_picture(
-            self.random.choice(self.templates if self.templates and self.chance(0.4) else self.pictures)
-        )
+        from_templates = templates and self.templates and self.chance(0.4)
+        source = open_picture(self.random.choice(self.templates if from_templates else self.pictures))
         ratio = min(1.9, max(0.65, source.width / source.height))
         size = (max(1, width), max(1, height or int(width / ratio)))
         return ImageOps.fit(source, size, Image.Resampling.BICUBIC)
@@ -280,6 +281,9 @@ class Artist:
             draw.text((x, y), line, letters.fill, font, stroke_width=stroke, stroke_fill=letters.outline)
             y += line_height
         layer = layer.resize((right - left, height), Image.Resampling.BILINEAR)
+        if letters.glow is not None:
+            halo = layer.getchannel("A").filter(ImageFilter.GaussianBlur(size / 8)).point(lambda alpha: 2 * alpha)
+            page.paste(letters.glow, (left, top), halo)
         page.paste(layer, (left, top), layer)
 
     def font(self, families: Families, text: str) -> Path:
@@ -359,7 +363,7 @@ class Artist:
                 ink = WHITE if paper == BLACK else BLACK
                 self.write(cell, self.words(1, 12), (0.04, 0.04, 0.96, 0.96), Letters(families, ink, largest=0.2))
             else:
-                cell = self.picture(*cell.size)
+                cell = self.picture(*cell.size, templates=captioned)
                 if captioned and not beside:
                     box = (0.03, 0.65, 0.97, 0.98) if low else (0.03, 0.02, 0.97, 0.35)
                     self.write(cell, self.words(1, 9), box, Letters(families, WHITE, BLACK, largest=0.18))
@@ -391,7 +395,8 @@ class Artist:
             letters = Letters(PLAIN, ink, largest=size)
         else:
             fill, outline = self.random.choice(((WHITE, BLACK),) * 4 + (((255, 255, 0), BLACK), (BLACK, WHITE)))
-            letters = Letters(self.random.choice((PLAIN, PLAIN, PLAIN, HAND, SERIF)), fill, outline, largest=size)
+            glow = BLACK if fill != BLACK and self.chance(0.3) else None
+            letters = Letters(self.random.choice((PLAIN, PLAIN, PLAIN, HAND, SERIF)), fill, outline, glow, largest=size)
         self.write(page, self.words(2, 14), box, letters)
         return page
 
@@ -405,16 +410,15 @@ class Artist:
 
     def plain(self) -> Image.Image:
         """A picture without words: alone, between bars, or in a collage with others."""
-        self.templates = []
         if self.chance(0.33):
             return self.panels(captioned=False)
-        page = self.picture(SIDE, 0)
+        page = self.picture(SIDE, 0, templates=False)
         upper, lower = (int(page.height * self.random.choice((0, 0, 0.04, 0.12, 0.25))) for _ in range(2))
         return ImageOps.expand(page, (0, upper, 0, lower), self.random.choice((WHITE, BLACK)))
 
     def stamped(self) -> Image.Image:
         """A photograph with a date, a watermark, a credit line, a sign or a name plate."""
-        page = self.picture(SIDE, 0)
+        page = self.picture(SIDE, 0, templates=False)
         kind = self.random.choice(("date", "watermark", "credit", "sign", "plate"))
         if kind == "date":
             date = f"{self.random.randint(1, 28)}.{self.random.randint(1, 12)}.{self.random.randint(1994, 2026)}"
@@ -542,10 +546,11 @@ class Artist:
 
     def ground(self, kind: str, size: tuple[int, int]) -> Image.Image:
         """What a designed page is printed on."""
+        # Big letters on a whole template are a meme, whatever the design.
         if kind == "picture":
-            return self.picture(*size)
+            return self.picture(*size, templates=False)
         if kind == "dark picture":
-            page = self.picture(*size)
+            page = self.picture(*size, templates=False)
             if self.chance(0.4):
                 page = page.filter(ImageFilter.GaussianBlur(self.random.uniform(1, 6)))
             return Image.blend(page, Image.new("RGB", size, self.colour(0, 50)), self.random.uniform(0.35, 0.75))
@@ -562,8 +567,12 @@ class Artist:
 
     def title(self, page: Image.Image, box: Box, letters: Letters) -> None:
         text = self.words(1, 6)
-        outline = self.random.choice((None, None, BLACK, WHITE, self.vivid()))
-        letters = replace(letters, largest=0.2, squeeze=self.random.choice((0.8, 1, 1)), outline=outline)
+        size, squeeze = self.random.uniform(0.1, 0.3), self.random.choice((0.8, 1, 1))
+        letters = replace(letters, largest=size, squeeze=squeeze)
+        if letters.families not in (PLAIN, CONDENSED):  # outlined, these look like a meme's caption
+            outline, glow = (self.random.choice((None, None, BLACK, WHITE, self.vivid())) for _ in range(2))
+            fill = self.vivid() if self.chance(0.3) else letters.fill
+            letters = replace(letters, fill=fill, outline=outline, glow=glow)
         self.write(page, text.upper() if self.chance(0.5) else text, box, letters)
 
     def line(self, page: Image.Image, box: Box, letters: Letters) -> None:
