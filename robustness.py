@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 from tqdm import tqdm
 
+from calibrate import open_batches
 from evaluate import LabelledPicture, read_folder
-from images import BadImage, open_picture
 from metrics import Estimate, share
 from model import CLASSES, DEFAULT_CHECKPOINT, MEME, NOT_MEME, BadCheckpoint, Classifier, Prediction
 
@@ -226,14 +226,11 @@ def main() -> int:
         parser.error(str(error))
     pictures: list[Image.Image] = []
     truth: list[str] = []
-    for labelled in sample(read_folder(arguments.data), arguments.of_each_class):
-        try:
-            picture = open_picture(labelled.path)
+    for labelled, opened in open_batches(sample(read_folder(arguments.data), arguments.of_each_class)):
+        for picture in opened:
             picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-            pictures.append(picture)
-            truth.append(labelled.label)
-        except BadImage as error:
-            tqdm.write(f"{labelled.path}: {error}", file=sys.stderr)
+        pictures += opened
+        truth += [picture.label for picture in labelled]
     if set(truth) != set(CLASSES):
         parser.error(f"there must be readable pictures below both {arguments.data}/meme and {arguments.data}/not_meme")
 
