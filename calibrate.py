@@ -6,6 +6,7 @@ As a command, it calibrates a checkpoint anew on your own pictures: python calib
 import argparse
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ from torch import nn
 from tqdm import tqdm
 
 from evaluate import LabelledPicture, read_folder
-from gradcam import evidence, forward_with_feature_map
+from gradcam import METHODS, evidence, forward_with_feature_map
 from images import BadImage, open_picture
 from metrics import Array, share
-from model import CLASSES, DEFAULT_CHECKPOINT, MEME, BadCheckpoint, Classifier, Preprocessing, save_checkpoint
+from model import CLASSES, DEFAULT_CHECKPOINT, MEME, BadCheckpoint, Classifier, Preprocessing, save_whole
 
 BATCH = 64
 AIM_PRECISION = 0.9  # a family photo called a meme is the costlier error
@@ -49,21 +50,30 @@ class Calibration:
     temperature: float
     threshold: float
     not_sure: tuple[float, float]
-    evidence_scale: float
+    evidence_scales: dict[str, float]
 
 
 def calibrate(
     network: nn.Module, preprocessing: Preprocessing, pictures: list[LabelledPicture]
 ) -> tuple[Calibration, Array, Array]:
-    """Fit the calibration; also return the probabilities of meme and the truth, both of shape (N,)."""
-    margins, strongest, truth = [], [], []
+    """Fit the calibration; also return the probabilities of meme and the truth, both of shape (N,).
+
+    Args:
+        network: from `model.for_inference`, so that the fit is to the very answers that are given later.
+        preprocessing: what makes the network's input.
+        pictures: of both classes, best from sources that training never saw.
+    """
+    margins, truth = list[float](), list[bool]()
+    strongest: dict[str, list[float]] = defaultdict(list)
     for labelled, opened in open_batches(pictures):
         inputs = torch.stack([preprocessing(picture) for picture in opened])
-        logits, feature_map = forward_with_feature_map(network, inputs)
-        maps = torch.stack([evidence(logits, feature_map, index) for index in range(len(CLASSES))], 1)  # (N, 2, h, w)
+        for layer in sorted({method.layer for method in METHODS.values()}):
+            logits, feature_map = forward_with_feature_map(network, inputs, layer)
+            for name in [name for name, method in METHODS.items() if method.layer == layer]:
+                maps = [evidence(logits, feature_map, index, name) for index in range(len(CLASSES))]
+                strongest[name] += torch.stack(maps, 1).amax((1, 2, 3)).tolist()
         ours = CLASSES.index(MEME)
         margins += (logits[:, ours] - logits[:, 1 - ours]).tolist()
-        strongest += maps.amax((1, 2, 3)).tolist()
         truth += [picture.label == MEME for picture in labelled]
     if len(set(truth)) < len(CLASSES):
         raise SystemExit("To calibrate, there must be readable pictures of both classes.")
@@ -73,7 +83,8 @@ def calibrate(
     threshold = fit_threshold(probability, is_meme)
     not_sure = fit_not_sure(probability, is_meme, threshold)
     # Half of all pictures have a place that is painted in full red.
-    return Calibration(temperature, threshold, not_sure, float(np.median(strongest))), probability, is_meme
+    scales = {name: float(np.median(values)) for name, values in strongest.items()}
+    return Calibration(temperature, threshold, not_sure, scales), probability, is_meme
 
 
 def fit_temperature(margin: Array, is_meme: Array) -> float:
@@ -132,7 +143,9 @@ def main() -> int:
     calibration, probability, is_meme = calibrate(classifier.network, preprocessing, read_folder(arguments.data))
     right = share((probability >= calibration.threshold) == is_meme)
     about = classifier.about | {"calibrated_from": classifier.sha256, "validation_accuracy": asdict(right)}
-    save_checkpoint(arguments.out, classifier.network, preprocessing, **asdict(calibration), about=about)
+    checkpoint = torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)
+    changed = asdict(calibration) | {"input_size": preprocessing.input_size, "about": about}
+    save_whole(checkpoint | changed, arguments.out)
     print(f"{arguments.out}: {right.value:.1%} of {len(is_meme)} pictures right; {calibration}")
     return 0
 

@@ -1,25 +1,33 @@
-"""Grad-CAM on DenseNet121's last feature map, and its overlay on the picture.
+"""Heatmaps: where in a picture the evidence for an answer lies, painted over it.
 
-Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-Localization", arXiv 1610.02391.
+Grad-CAM: Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+Localization", arXiv 1610.02391. The other methods name their papers below.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 import torch
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from model import Classifier, Prediction
+from model import MEME, Classifier, Prediction
 
-JET = (colormaps["jet"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)  # (256, 3)
+# Colours from weak to strong, each (256, 3). Jet is what everybody knows; viridis rises evenly in
+# brightness and is read alike by the colour-blind.
+COLOUR_MAPS = {
+    name: (colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8) for name in ("jet", "viridis")
+}
 FADE = 0.25  # heat below this fades out, so that no evidence leaves the picture as it is
 LEGEND_SIZE = (512, 24)  # pixels
+OCCLUSION_CELLS = 8  # along each side
+OCCLUSION_WINDOW = 2  # cells along each side of the hidden square
+HIDDEN_SHARE = 0.2  # of the picture's area, for the check of a heatmap
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +36,89 @@ class Explanation:
 
     Attributes:
         prediction: what `Classifier.predict` says of the same picture.
-        heat: class name -> evidence for that class, shape (S/32, S/32), float32 from 0 (none) to
-            1 (the checkpoint's full scale), the same scale for every picture and class.
+        heat: class name -> evidence for that class, shape (h, w), float32 from 0 (none) to 1 (the
+            method's full scale), the same scale for every picture and class.
     """
 
     prediction: Prediction
     heat: dict[str, NDArray[np.float32]]
 
 
-def explain(classifier: Classifier, pictures: Sequence[Image.Image]) -> list[Explanation]:
-    """Classify upright RGB pictures and say where the evidence for each class lies."""
+def grad_cam(feature_map: Tensor, gradients: Tensor) -> Tensor:
+    """Grad-CAM, equations 1 and 2 of the paper.
+
+    Like the three below it takes a feature map and the gradients of one class's logits by it, both of
+    shape (N, K, h, w), and gives maps of shape (N, h, w), never negative.
+    """
+    weights = gradients.mean((2, 3), keepdim=True)  # (N, K, 1, 1)
+    return (weights * feature_map).sum(1).relu()
+
+
+def grad_cam_plus_plus(feature_map: Tensor, gradients: Tensor) -> Tensor:
+    """Grad-CAM++, equations 10 and 19 of Chattopadhay et al. 2018, arXiv 1710.11063."""
+    total = feature_map.sum((2, 3), keepdim=True)  # (N, K, 1, 1)
+    alpha = gradients**2 / (2 * gradients**2 + total * gradients**3).where(gradients > 0, 1)
+    weights = (alpha * gradients.relu()).sum((2, 3), keepdim=True)  # (N, K, 1, 1)
+    return (weights * feature_map).sum(1).relu()
+
+
+def hires_cam(feature_map: Tensor, gradients: Tensor) -> Tensor:
+    """HiResCAM, equation 3 of Draelos and Carin 2020, arXiv 2011.08891."""
+    return (gradients * feature_map).sum(1).relu()
+
+
+def layer_cam(feature_map: Tensor, gradients: Tensor) -> Tensor:
+    """LayerCAM, equations 6 and 7 of Jiang et al. 2021, IEEE Transactions on Image Processing 30."""
+    return (gradients.relu() * feature_map).sum(1).relu()
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to turn gradients into a heatmap.
+
+    Attributes:
+        layer: the stage of the network whose output is read.
+        formula: (feature map, gradients) -> maps.
+    """
+
+    layer: str
+    formula: Callable[[Tensor, Tensor], Tensor]
+
+
+# The last feature map has S/32 cells along each side; the third block's has twice as many. On the last one,
+# HiResCAM would be Grad-CAM exactly.
+LAST_LAYER, FINER_LAYER = "relu", "denseblock3"
+METHODS = {
+    "Grad-CAM": Method(LAST_LAYER, grad_cam),
+    "Grad-CAM++": Method(LAST_LAYER, grad_cam_plus_plus),
+    "HiResCAM": Method(FINER_LAYER, hires_cam),
+    "LayerCAM": Method(FINER_LAYER, layer_cam),
+}
+GRAD_CAM = "Grad-CAM"
+OCCLUSION = "Occlusion"  # needs no gradients, only many forward passes
+
+
+def explain(classifier: Classifier, pictures: Sequence[Image.Image], method: str = GRAD_CAM) -> list[Explanation]:
+    """Classify upright RGB pictures and say where the evidence for each class lies.
+
+    Args:
+        classifier: whose answers to explain.
+        pictures: any number.
+        method: one of `METHODS`, or `OCCLUSION`.
+    """
     if not pictures:
         return []
-    logits, feature_map = forward_with_feature_map(classifier.network, classifier.preprocess(pictures))
+    inputs = classifier.preprocess(pictures)
+    if method == OCCLUSION:
+        return [occlude(classifier, one) for one in inputs]
+    return explain_inputs(classifier, inputs, method)
+
+
+def explain_inputs(classifier: Classifier, inputs: Tensor, method: str = GRAD_CAM) -> list[Explanation]:
+    """Do the same for preprocessed pictures of shape (N, 3, S, S), by one of `METHODS`."""
+    logits, feature_map = forward_with_feature_map(classifier.network, inputs, METHODS[method].layer)
     heat = {
-        name: (evidence(logits, feature_map, index) / classifier.evidence_scale).clamp(0, 1).numpy()
+        name: (evidence(logits, feature_map, index, method) / classifier.evidence_scales[method]).clamp(0, 1).numpy()
         for index, name in enumerate(classifier.classes)
     }
     predictions = classifier.read_logits(logits.detach())
@@ -52,20 +128,21 @@ def explain(classifier: Classifier, pictures: Sequence[Image.Image]) -> list[Exp
     ]
 
 
-def forward_with_feature_map(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the network once and keep its last feature map where gradients can reach it.
+def forward_with_feature_map(network: nn.Module, inputs: Tensor, layer: str = LAST_LAYER) -> tuple[Tensor, Tensor]:
+    """Run the network once and keep one stage's output where gradients can reach it.
 
     Many threads share the network, so a hook on it would also catch other visitors' pictures.
-    The hook sits on a ReLU made for this call, which stands in for the network's own; nothing
-    of the network is touched. The hook hands on a leaf of its own, so that the backward pass
-    ends there, after the last linear layer, and leaves no `.grad` anywhere.
+    The hook sits on a module made for this call, which comes after the stage; nothing of the
+    network is touched. The hook hands on a leaf of its own, so that the backward pass ends
+    there and leaves no `.grad` anywhere.
 
     Args:
-        network: from `model.build_network`, frozen and in evaluation mode.
+        network: from `model.build_network` or `model.for_inference`, frozen and in evaluation mode.
         inputs: shape (N, 3, S, S).
+        layer: name of the stage.
 
     Returns:
-        Logits of shape (N, 2), and the feature map after its ReLU, of shape (N, 1024, S/32, S/32).
+        Logits of shape (N, 2), and the stage's output, of shape (N, K, h, w).
     """
     kept: list[Tensor] = []
 
@@ -73,65 +150,171 @@ def forward_with_feature_map(network: nn.Module, inputs: Tensor) -> tuple[Tensor
         kept.append(output.detach().requires_grad_())
         return kept[0]
 
-    tap = nn.ReLU()
-    handle = tap.register_forward_hook(keep)
-    stages = OrderedDict(network.named_children()) | {"relu": tap}
+    chain: list[nn.Module] = []
+    for name, stage in [*network.get_submodule("features").named_children(), *list(network.named_children())[1:]]:
+        chain.append(stage)
+        if name == layer:
+            chain.append(nn.Identity())
+            handle = chain[-1].register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            logits = nn.Sequential(OrderedDict(stages))(inputs)
+            logits = nn.Sequential(*chain)(inputs)
     finally:
         handle.remove()
     return logits, kept[0]
 
 
-def grad_cam(logits: Tensor, feature_map: Tensor, class_index: int) -> Tensor:
-    """Grad-CAM, equations 1 and 2 of the paper.
-
-    Args:
-        logits: shape (N, classes), computed from `feature_map`.
-        feature_map: shape (N, K, h, w).
-        class_index: whose evidence to show.
-
-    Returns:
-        Maps of shape (N, h, w), never negative, in logits per cell.
-    """
-    (gradients,) = torch.autograd.grad(logits[:, class_index].sum(), feature_map, retain_graph=True)
-    weights = gradients.mean((2, 3), keepdim=True)  # (N, K, 1, 1)
-    return (weights * feature_map.detach()).sum(1).relu()  # (N, h, w)
-
-
-def evidence(logits: Tensor, feature_map: Tensor, class_index: int) -> Tensor:
-    """Grad-CAM times the number of cells, of the same shapes.
+def evidence(logits: Tensor, feature_map: Tensor, class_index: int, method: str = GRAD_CAM) -> Tensor:
+    """The method's maps of shape (N, h, w), times the number of cells.
 
     Grad-CAM averages over the cells; like this, a cell's value is the logit that the picture would
     reach if it looked like this cell everywhere.
+
+    Args:
+        logits: shape (N, classes), computed from `feature_map`.
+        feature_map: shape (N, K, h, w), of the method's layer.
+        class_index: whose evidence to show.
+        method: one of `METHODS`.
     """
+    (gradients,) = torch.autograd.grad(logits[:, class_index].sum(), feature_map, retain_graph=True)
     cells = feature_map.shape[2] * feature_map.shape[3]
-    return grad_cam(logits, feature_map, class_index) * cells
+    return METHODS[method].formula(feature_map.detach().float(), gradients.float()) * cells
 
 
-def overlay(picture: Image.Image, heat: NDArray[np.float32], opacity: float = 0.5) -> Image.Image:
-    """Lay heat over the picture it was computed from, in jet colours.
+def occlude(classifier: Classifier, inputs: Tensor) -> Explanation:
+    """Explain one input of shape (3, S, S) by occlusion; where heat is 1, hiding leaves 1/e of the odds or less."""
+    logits, falls = falls_by_occlusion(classifier, inputs)
+    heat = {name: (falls if name == MEME else -falls).clip(0, 1) for name in classifier.classes}
+    return Explanation(classifier.read_logits(logits)[0], heat)
+
+
+def falls_by_occlusion(classifier: Classifier, inputs: Tensor) -> tuple[Tensor, NDArray[np.float32]]:
+    """Hide one square after another and see how far the log-odds of meme fall.
+
+    Zeiler and Fergus 2013, arXiv 1311.2901. A cell's value is the mean over the squares that cover it.
+
+    Args:
+        classifier: whose answer to explain.
+        inputs: one picture's, of shape (3, S, S).
+
+    Returns:
+        The logits of the whole picture, of shape (1, 2), and the falls, of shape (`OCCLUSION_CELLS`,) * 2.
+    """
+    cell, cells, window = inputs.shape[-1] // OCCLUSION_CELLS, OCCLUSION_CELLS, OCCLUSION_WINDOW
+    corners = [(row, column) for row in range(cells - window + 1) for column in range(cells - window + 1)]
+    hidden = inputs.repeat(len(corners) + 1, 1, 1, 1)  # the last one stays whole
+    for one, (row, column) in zip(hidden, corners, strict=False):
+        one[:, row * cell : (row + window) * cell, column * cell : (column + window) * cell] = 0  # the mean colour
+    with torch.inference_mode():
+        logits = classifier.network(hidden)  # (squares + 1, 2)
+    ours = classifier.classes.index(MEME)
+    log_odds = (logits[:, ours] - logits[:, 1 - ours]).numpy() / classifier.temperature
+    falls, covers = np.zeros((2, cells, cells), np.float32)
+    for without, (row, column) in zip(log_odds, corners, strict=False):
+        square = np.s_[row : row + window, column : column + window]
+        falls[square] += log_odds[-1] - without
+        covers[square] += 1
+    return logits[-1:], falls / covers
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What becomes of the answer when the part that a heatmap calls important is hidden.
+
+    Attributes:
+        share: of the picture that is hidden: `HIDDEN_SHARE`, or all that has heat if that is less.
+        hidden: the picture with its strongest part blurred away.
+        blurred: probability of meme of that picture.
+        mean_colour: the same with that part in the picture's mean colour.
+        control: the same with as much blurred away where the heatmap is weakest.
+    """
+
+    share: float
+    hidden: Image.Image
+    blurred: float
+    mean_colour: float
+    control: float
+
+
+def check(classifier: Classifier, picture: Image.Image, heat: NDArray[np.float32]) -> Check:
+    """Put a heatmap to the test: an important part should be missed, an unimportant one should not."""
+    blurred = picture.filter(ImageFilter.GaussianBlur(max(picture.size) / 12))
+    plain = Image.new("RGB", picture.size, mean_colour(picture))
+    strongest, weakest, share = extreme_parts(heat, picture.size)
+    pictures = [
+        Image.composite(substitute, picture, part)
+        for substitute, part in ((blurred, strongest), (plain, strongest), (blurred, weakest))
+    ]
+    return Check(share, pictures[0], *(prediction.meme_probability for prediction in classifier.predict(pictures)))
+
+
+def extreme_parts(heat: NDArray[np.float32], size: tuple[int, int]) -> tuple[Image.Image, Image.Image, float]:
+    """The parts of a picture of this size (width, height) with most heat and with least, and the share of each.
+
+    Both are white on black and equally large.
+    """
+    # Bilinear: bicubic would dip below zero beside a peak and rise above zero beyond.
+    smooth = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR)).ravel()
+    count = min(round(HIDDEN_SHARE * smooth.size), int((smooth > 0).sum()))
+    # Where heat is equal, chance decides: the first pixels would be the top of the picture, a caption's place.
+    order = np.lexsort((np.random.default_rng(0).random(smooth.size), -smooth))
+    parts = []
+    for chosen in (order[:count], order[len(order) - count :]):
+        white = np.zeros(smooth.size, np.uint8)
+        white[chosen] = 255
+        parts.append(Image.fromarray(white.reshape(size[1], size[0])))
+    return parts[0], parts[1], count / smooth.size
+
+
+def mean_colour(picture: Image.Image) -> tuple[int, ...]:
+    """The mean of each channel of an RGB picture."""
+    return tuple(np.asarray(picture).mean((0, 1)).round().astype(int).tolist())
+
+
+def stretch(heat: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A heatmap at the size (width, height) of the picture it was computed from, of shape (height, width).
 
     The network saw the whole picture squashed, so stretching the map back over the whole picture
     puts every cell on the part that it saw.
+    """
+    stretched = Image.fromarray(heat).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(stretched).clip(0, 1)  # bicubic overshoots a little
+
+
+def overlay(
+    picture: Image.Image, heat: NDArray[np.float32], opacity: float = 0.5, colour_map: str = "jet"
+) -> Image.Image:
+    """Lay heat over the picture it was computed from.
 
     Args:
         picture: upright RGB.
         heat: shape (h, w), from 0 to 1.
         opacity: of the colours where there is evidence, from 0 to 1.
+        colour_map: one of `COLOUR_MAPS`.
 
     Returns:
         An RGB picture of the same size.
     """
-    stretched = Image.fromarray(heat).resize(picture.size, Image.Resampling.BICUBIC)
-    smooth = np.asarray(stretched).clip(0, 1)  # (height, width); bicubic overshoots a little
-    colours = Image.fromarray(JET[(smooth * 255).astype(np.uint8)])
+    smooth = stretch(heat, picture.size)
+    colours = Image.fromarray(COLOUR_MAPS[colour_map][(smooth * 255).astype(np.uint8)])
     mask = (opacity * (smooth / FADE).clip(max=1) * 255).astype(np.uint8)
     return Image.composite(colours, picture, Image.fromarray(mask))
 
 
-def legend() -> Image.Image:
+def legend(colour_map: str = "jet") -> Image.Image:
     """The colours of an overlay from no evidence (left) to strong evidence (right), on grey."""
     heat = np.linspace(0, 1, LEGEND_SIZE[0], dtype=np.float32)[None]  # (1, width)
-    return overlay(Image.new("RGB", LEGEND_SIZE, "#808080"), heat, opacity=1)
+    return overlay(Image.new("RGB", LEGEND_SIZE, "#808080"), heat, opacity=1, colour_map=colour_map)
+
+
+def to_png(heatmap: Image.Image, classifier: Classifier, prediction: Prediction, shown: str, method: str) -> bytes:
+    """A PNG that says in its text chunks how it came about: whose answer, and which class's evidence by what method."""
+    about = PngInfo()
+    about.add_text("Software", "Meme Classifier")
+    about.add_text("Checkpoint SHA-256", classifier.sha256)
+    about.add_text("Method", method)
+    about.add_text("Evidence for", shown)
+    about.add_text("Probability of meme", f"{prediction.meme_probability:.4f}")
+    buffer = BytesIO()
+    heatmap.save(buffer, "PNG", pnginfo=about)
+    return buffer.getvalue()

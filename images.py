@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pillow_heif import register_heif_opener
 
@@ -72,6 +73,16 @@ def open_picture(source: bytes | str | os.PathLike[str]) -> Image.Image:
         raise BadImage("This picture is too large to open safely.") from error
     except Exception as error:  # decoders fed with hostile bytes raise nearly anything
         raise BadImage("This picture is damaged or incomplete and cannot be opened.") from error
+
+
+def squash(picture: Image.Image, side: int) -> NDArray[np.uint8]:
+    """The whole picture on a square of `side` pixels, of shape (side, side, 3).
+
+    Memes carry their captions at the edges, which a centre crop cuts off; letterboxing would keep the
+    proportions, but spends a third of the square on padding for a 3:2 photo and looks like the white
+    bar above a captioned picture.
+    """
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
 def find_pictures(folder: Path) -> list[Path]:

@@ -40,6 +40,7 @@ from model import (
     Classifier,
     Preprocessing,
     build_network,
+    for_inference,
     save_checkpoint,
     save_whole,
 )
@@ -333,7 +334,8 @@ def main() -> int:
     network, history = train(pictures, held_out, arguments.init, state, resume=arguments.resume)
     draw_history(arguments.plot, history)
     preprocessing = Preprocessing(INPUT_SIZE)
-    calibration, probability, is_meme = calibrate(network, preprocessing, of_unknown_sources(held_out, pictures))
+    unknown = of_unknown_sources(held_out, pictures)
+    calibration, probability, is_meme = calibrate(for_inference(network), preprocessing, unknown)
     accuracy = share((probability >= calibration.threshold) == is_meme)
     save_checkpoint(
         arguments.out,

@@ -7,26 +7,34 @@ import pytest
 import torch
 from pictures import noise
 from PIL import Image
+from torch import nn
 from torchvision.models import DenseNet
 
-from model import CLASSES, Classifier, Preprocessing, in_stages
+from gradcam import METHODS
+from model import CLASSES, Classifier, Preprocessing, for_inference, in_stages
 
 
 @pytest.fixture(scope="session")
-def tiny_classifier() -> Classifier:
-    """A DenseNet of four layers with seeded weights: 64-pixel input, 2 × 2 feature map."""
+def tiny_network() -> nn.Module:
+    """A frozen DenseNet of four layers with seeded weights."""
     torch.manual_seed(0)
     network = in_stages(
         DenseNet(growth_rate=8, block_config=(1, 1, 1, 1), num_init_features=16, bn_size=2, num_classes=2)
     )
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tiny_network: nn.Module) -> Classifier:
+    """The same in full precision: 64-pixel input, last feature map of 2 × 2."""
     return Classifier(
-        network=network.eval().requires_grad_(False),
+        network=for_inference(tiny_network, torch.float32),
         classes=CLASSES,
         preprocessing=Preprocessing(64),
         temperature=1.5,
         threshold=0.5,
         not_sure=(0.4, 0.6),
-        evidence_scale=0.7,
+        evidence_scales=dict.fromkeys(METHODS, 0.7),
         sha256="",
         about={},
     )

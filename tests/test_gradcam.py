@@ -1,14 +1,37 @@
 import copy
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Any
 
+import captum
 import numpy as np
 import pytest
+import pytorch_grad_cam
 import torch
-from pictures import noise
+from pictures import ROOT, noise
 from PIL import Image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
 
-from gradcam import FADE, JET, explain, forward_with_feature_map, grad_cam, legend, overlay
-from model import CLASSES, Classifier, build_network
+from gradcam import (
+    COLOUR_MAPS,
+    FADE,
+    HIDDEN_SHARE,
+    LAST_LAYER,
+    METHODS,
+    OCCLUSION,
+    check,
+    explain,
+    extreme_parts,
+    forward_with_feature_map,
+    legend,
+    occlude,
+    overlay,
+    to_png,
+)
+from images import find_pictures, open_picture
+from model import CLASSES, DEFAULT_CHECKPOINT, MEME, NOT_MEME, Classifier, build_network, for_inference
 
 
 def hook_count(network: torch.nn.Module) -> int:
@@ -16,35 +39,92 @@ def hook_count(network: torch.nn.Module) -> int:
     return sum(len(getattr(module, kind)) for module in network.modules() for kind in kinds)
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_grad_cam_is_classic_cam_on_densenet121(index: int) -> None:
-    """For global average pooling and one linear layer the two are the same (section 3 of the paper)."""
+def maps_of(network: nn.Module, inputs: torch.Tensor, method: str, index: int) -> torch.Tensor:
+    logits, feature_map = forward_with_feature_map(network, inputs, METHODS[method].layer)
+    (gradients,) = torch.autograd.grad(logits[:, index].sum(), feature_map)
+    return METHODS[method].formula(feature_map.detach(), gradients)
+
+
+@pytest.fixture(scope="module")
+def densenet() -> nn.Module:
+    """DenseNet121 with seeded weights. The classifier's are large, or Grad-CAM++ drowns in its reference's epsilon."""
     torch.manual_seed(0)
     network = build_network().eval().requires_grad_(False)
-    inputs = torch.randn(2, 3, 128, 128)
-    ours = grad_cam(*forward_with_feature_map(network, inputs), index)
-    features = network.get_submodule("features")(inputs).relu()  # (2, 1024, 4, 4)
-    weights = network.get_parameter("classifier.weight")[index]
-    classic = torch.einsum("k,nkhw->nhw", weights, features).relu() / 16
-    assert classic.max() > 0
-    torch.testing.assert_close(ours, classic, atol=1e-7, rtol=1e-4)
+    network.get_parameter("classifier.weight").mul_(1000)
+    return network
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_grad_cam_by_finite_differences(index: int, tiny_classifier: Classifier) -> None:
-    network = copy.deepcopy(tiny_classifier.network).double()
+@pytest.mark.parametrize(
+    ("method", "reference"),
+    [
+        ("Grad-CAM", pytorch_grad_cam.GradCAM),
+        ("Grad-CAM++", pytorch_grad_cam.GradCAMPlusPlus),
+        ("HiResCAM", pytorch_grad_cam.HiResCAM),
+        ("LayerCAM", pytorch_grad_cam.LayerCAM),
+    ],
+)
+def test_every_method_is_pytorch_grad_cams(method: str, reference: Any, index: int, densenet: nn.Module) -> None:
+    """That library's maps as they are before it stretches each to its own range."""
+    inputs = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    name = METHODS[method].layer
+    network = copy.deepcopy(densenet).requires_grad_(True)  # that library keeps gradients only of such
+    layer = network.get_submodule(name if name == LAST_LAYER else f"features.{name}")
+    targets = [ClassifierOutputTarget(index)] * len(inputs)
+    with reference(network, [layer]) as cam:
+        cam.forward(inputs, targets)
+        tapped = cam.activations_and_grads
+        theirs = cam.get_cam_image(
+            inputs, layer, targets, tapped.activations[0].numpy(), tapped.gradients[0].numpy(), eigen_smooth=False
+        ).clip(0)
+    assert theirs.max() > 0
+    ours = maps_of(densenet, inputs, method, index).numpy()
+    np.testing.assert_allclose(ours / theirs.max(), theirs / theirs.max(), atol=1e-4)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_grad_cam_is_classic_cam_on_densenet121(index: int, densenet: nn.Module) -> None:
+    """For global average pooling and one linear layer the two are the same (section 3 of the paper)."""
+    inputs = torch.randn(2, 3, 128, 128)
+    features = densenet.get_submodule("features")(inputs).relu()  # (2, 1024, 4, 4)
+    weights = densenet.get_parameter("classifier.weight")[index]
+    classic = torch.einsum("k,nkhw->nhw", weights, features).relu() / 16
+    assert classic.max() > 0
+    torch.testing.assert_close(maps_of(densenet, inputs, "Grad-CAM", index), classic, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("method", ["Grad-CAM", "HiResCAM"])
+def test_gradients_by_finite_differences(method: str, index: int, tiny_network: nn.Module) -> None:
+    network = copy.deepcopy(tiny_network).double()
     inputs = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    feature_map = network.get_submodule("features")(inputs).relu()  # (1, K, 2, 2)
-    tail = torch.nn.Sequential(*list(network.children())[2:])
+    stages = [*network.get_submodule("features").named_children(), *list(network.named_children())[1:]]
+    cut = [name for name, _ in stages].index(METHODS[method].layer) + 1
+    feature_map = torch.nn.Sequential(*(stage for _, stage in stages[:cut]))(inputs)
+    tail = torch.nn.Sequential(*(stage for _, stage in stages[cut:]))
     gradients = torch.empty_like(feature_map)
     for position in np.ndindex(*feature_map.shape):
         step = torch.zeros_like(feature_map)
-        step[position] = 1e-4
+        step[position] = 1e-6
         up, down = tail(feature_map + step), tail(feature_map - step)
-        gradients[position] = (up - down)[0, index] / 2e-4
-    expected = (gradients.mean((2, 3), keepdim=True) * feature_map).sum(1).relu()
-    ours = grad_cam(*forward_with_feature_map(network, inputs), index)
-    torch.testing.assert_close(ours, expected, atol=1e-8, rtol=1e-6)
+        gradients[position] = (up - down)[0, index] / 2e-6
+    expected = METHODS[method].formula(feature_map, gradients)
+    torch.testing.assert_close(maps_of(network, inputs, method, index), expected, atol=1e-8, rtol=1e-5)
+
+
+def test_occlusion_is_captums(tiny_classifier: Classifier) -> None:
+    inputs = tiny_classifier.preprocess([noise(64, 64, 5)])
+
+    def log_odds(batch: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = tiny_classifier.network(batch)
+        return (logits[:, 0] - logits[:, 1]) / tiny_classifier.temperature
+
+    expected = captum.attr.Occlusion(log_odds).attribute(inputs, sliding_window_shapes=(3, 16, 16), strides=(3, 8, 8))
+    expected = expected[0, 0, 4::8, 4::8].numpy()  # (8, 8), one value per cell
+    heat = occlude(tiny_classifier, inputs[0]).heat
+    assert np.abs(expected).max() > 0
+    np.testing.assert_allclose(heat[MEME], expected.clip(0, 1), atol=1e-6)
+    np.testing.assert_allclose(heat[NOT_MEME], (-expected).clip(0, 1), atol=1e-6)
 
 
 def test_one_forward_pass_gives_the_prediction_and_both_maps(
@@ -80,18 +160,46 @@ def test_heat_is_on_one_scale_for_all_pictures(tiny_classifier: Classifier) -> N
     torch.testing.assert_close(cells.mean((2, 3)) + bias, logits.detach())
     (explanation,) = explain(tiny_classifier, [picture])
     for index, name in enumerate(CLASSES):
-        expected = (cells[0, index] / tiny_classifier.evidence_scale).clamp(0, 1)
+        expected = (cells[0, index] / tiny_classifier.evidence_scales["Grad-CAM"]).clamp(0, 1)
         np.testing.assert_allclose(explanation.heat[name], expected, atol=1e-6)
 
 
-def test_visitors_at_once_get_their_own_heatmaps(tiny_classifier: Classifier, pictures: list[Image.Image]) -> None:
-    alone = [explain(tiny_classifier, [picture])[0] for picture in pictures]
+@pytest.mark.parametrize("method", [*METHODS, OCCLUSION])
+def test_visitors_at_once_get_their_own_heatmaps(
+    method: str, tiny_classifier: Classifier, pictures: list[Image.Image]
+) -> None:
+    alone = [explain(tiny_classifier, [picture], method)[0] for picture in pictures]
+    assert any(explanation.heat[MEME].any() for explanation in alone)
     with ThreadPoolExecutor(2) as pool:
-        at_once = list(pool.map(lambda picture: explain(tiny_classifier, [picture])[0], pictures * 10))
+        at_once = list(pool.map(lambda picture: explain(tiny_classifier, [picture], method)[0], pictures * 10))
     for got, expected in zip(at_once, alone * 10, strict=True):
         assert got.prediction == expected.prediction
         for name in CLASSES:
             np.testing.assert_array_equal(got.heat[name], expected.heat[name])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_pages_maps_are_those_of_full_precision(method: str, classifier: Classifier) -> None:
+    """In hundredths of the full scale, over pictures of both classes."""
+    checkpoint = torch.load(DEFAULT_CHECKPOINT, weights_only=True)
+    exact = build_network()
+    exact.load_state_dict(checkpoint["state_dict"])
+    precise = dataclasses.replace(classifier, network=for_inference(exact, torch.float32))
+    examples = [open_picture(path) for path in find_pictures(ROOT / "examples")]
+    for ours, theirs in zip(explain(classifier, examples, method), explain(precise, examples, method), strict=True):
+        for name in CLASSES:
+            np.testing.assert_allclose(ours.heat[name], theirs.heat[name], atol=0.05)
+        assert ours.prediction.meme_probability == pytest.approx(theirs.prediction.meme_probability, abs=0.01)
+
+
+def test_answers_do_not_depend_on_their_company(classifier: Classifier) -> None:
+    """The page asks for one picture at a time, the command line for sixteen."""
+    pictures = [noise(200, 150, seed) for seed in range(16)]
+    alone = [explain(classifier, [picture])[0] for picture in pictures]
+    for one, among in zip(alone, explain(classifier, pictures), strict=True):
+        assert one.prediction.meme_probability == pytest.approx(among.prediction.meme_probability, abs=1e-6)
+        for name in CLASSES:
+            np.testing.assert_allclose(one.heat[name], among.heat[name], atol=1e-5)
 
 
 def test_visitors_at_once_on_the_shipped_network(classifier: Classifier) -> None:
@@ -104,13 +212,14 @@ def test_visitors_at_once_on_the_shipped_network(classifier: Classifier) -> None
             np.testing.assert_array_equal(got.heat[name], expected.heat[name])
 
 
-def test_nothing_is_left_on_the_network(tiny_classifier: Classifier) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_left_on_the_network(method: str, tiny_classifier: Classifier) -> None:
     network = tiny_classifier.network
     modules = list(network.modules())
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    explain(tiny_classifier, [noise(64, 64)])
+    explain(tiny_classifier, [noise(64, 64)], method)
     with pytest.raises(RuntimeError):
-        forward_with_feature_map(network, torch.zeros(1, 5, 64, 64))  # five channels
+        forward_with_feature_map(network, torch.zeros(1, 5, 64, 64), METHODS[method].layer)  # five channels
     assert hook_count(network) == 0
     assert all(one is other for one, other in zip(network.modules(), modules, strict=True))
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -126,7 +235,7 @@ def test_nothing_to_see_leaves_the_picture_as_it_is() -> None:
 
 def test_full_heat_at_full_opacity_is_jets_red_end() -> None:
     painted = np.asarray(overlay(noise(90, 60), np.ones((7, 7), np.float32), opacity=1))
-    assert (painted == JET[255]).all()
+    assert (painted == COLOUR_MAPS["jet"][255]).all()
 
 
 @pytest.mark.parametrize(("width", "height"), [(70, 70), (210, 70), (70, 350)])
@@ -157,9 +266,81 @@ def test_more_opacity_shows_more_heat() -> None:
     assert len(set(changes)) == 3
 
 
+def test_viridis_rises_in_brightness() -> None:
+    """What makes a colour map readable to the colour-blind, and in grey."""
+    brightness = COLOUR_MAPS["viridis"] @ np.array([0.2126, 0.7152, 0.0722])  # ITU-R BT.709
+    assert (np.diff(brightness) > -1).all()
+    assert brightness[-1] - brightness[0] > 150
+    picture, heat = noise(60, 60), np.ones((7, 7), np.float32)
+    painted = np.asarray(overlay(picture, heat, opacity=1, colour_map="viridis"))
+    assert (painted == COLOUR_MAPS["viridis"][255]).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 100), (301, 77)])
+def test_the_strongest_part_is_where_the_heat_is_and_the_weakest_elsewhere(width: int, height: int) -> None:
+    heat = np.zeros((5, 5), np.float32)
+    heat[4, :] = 1  # the lowest row is a fifth of the picture
+    *parts, share = extreme_parts(heat, (width, height))
+    strongest, weakest = (np.asarray(part) == 255 for part in parts)
+    assert strongest.mean() == pytest.approx(HIDDEN_SHARE, abs=0.001)
+    assert share == pytest.approx(HIDDEN_SHARE, abs=0.001)
+    assert np.nonzero(strongest)[0].min() >= height * 0.75
+    assert not weakest[int(height * 0.8) :].any()
+
+
+def test_little_heat_is_compared_with_as_little_elsewhere() -> None:
+    heat = np.zeros((5, 5), np.float32)
+    heat[2, 2] = 1
+    *parts, share = extreme_parts(heat, (100, 100))
+    strongest, weakest = (np.asarray(part) for part in parts)
+    assert 0.03 < share < HIDDEN_SHARE
+    assert np.count_nonzero(strongest) == np.count_nonzero(weakest) == round(share * 10_000)
+    # Not all at the top, where captions are.
+    assert np.nonzero(weakest)[0].mean() == pytest.approx(50, abs=5)
+    assert extreme_parts(np.zeros((5, 5), np.float32), (100, 100))[2] == 0
+
+
+def test_hiding_the_evidence_changes_the_answer(tiny_classifier: Classifier) -> None:
+    """A network whose answer is how busy one corner is, and a heatmap that says so or does not."""
+
+    class Corner(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            contrast = 4 * inputs[:, :, :20, :20].std((1, 2, 3)) - 4
+            return torch.stack([contrast, -contrast], 1)
+
+    looks_there = dataclasses.replace(tiny_classifier, network=Corner(), temperature=1.0)
+    picture = Image.fromarray(np.kron(np.indices((5, 10)).sum(0) % 2, np.full((20, 20), 255)).astype(np.uint8))
+    picture = picture.convert("RGB")  # a chessboard
+    (before,) = looks_there.predict([picture])
+    true, false = np.zeros((4, 4), np.float32), np.zeros((4, 4), np.float32)
+    true[0, 0] = false[3, 3] = 1
+    told, misled = check(looks_there, picture, true), check(looks_there, picture, false)
+    assert before.meme_probability > 0.95
+    assert max(told.blurred, told.mean_colour) < 0.3
+    assert told.control == pytest.approx(before.meme_probability)
+    assert min(misled.blurred, misled.mean_colour) == pytest.approx(before.meme_probability)
+    hidden, whole = np.asarray(told.hidden)[:20, :40], np.asarray(picture)[:20, :40]
+    assert hidden.std() < whole.std() / 4
+
+
 def test_the_legend_runs_from_nothing_to_red() -> None:
     colours = np.asarray(legend())[0].astype(int)
     assert tuple(colours[0]) == (128, 128, 128)
-    assert tuple(colours[-1]) == tuple(JET[255])
+    assert tuple(colours[-1]) == tuple(COLOUR_MAPS["jet"][255])
     weak = colours[int(FADE * len(colours))]
     assert weak[2] > weak[0]  # blue before red
+
+
+def test_a_download_says_how_it_came_about(tiny_classifier: Classifier) -> None:
+    picture = noise(90, 60)
+    (prediction,) = tiny_classifier.predict([picture])
+    whose = dataclasses.replace(tiny_classifier, sha256="abc")
+    with Image.open(BytesIO(to_png(picture, whose, prediction, NOT_MEME, "LayerCAM"))) as read:
+        assert read.text == {  # type: ignore[attr-defined]
+            "Software": "Meme Classifier",
+            "Checkpoint SHA-256": "abc",
+            "Method": "LayerCAM",
+            "Evidence for": "not_meme",
+            "Probability of meme": f"{prediction.meme_probability:.4f}",
+        }
+        assert read.convert("RGB").tobytes() == picture.tobytes()

@@ -13,7 +13,18 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from images import open_picture
-from model import CLASSES, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Preprocessing, build_network
+from model import (
+    CLASSES,
+    DEFAULT_CHECKPOINT,
+    MEME,
+    NOT_MEME,
+    NOT_SURE,
+    BadCheckpoint,
+    Classifier,
+    Preprocessing,
+    build_network,
+    for_inference,
+)
 from model import save_checkpoint as save
 
 
@@ -30,7 +41,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Modu
         temperature=1.25,
         threshold=0.6,
         not_sure=(0.5, 0.7),
-        evidence_scale=3.0,
+        evidence_scales={"Grad-CAM": 3.0},
         about={"created": "2026-11-22"},
     )
     return path, network
@@ -49,12 +60,34 @@ def test_a_checkpoint_comes_back_as_it_was_saved(saved: tuple[Path, torch.nn.Mod
     loaded = Classifier.load(path)
     assert loaded.classes == CLASSES
     assert loaded.preprocessing == Preprocessing(96)
-    assert (loaded.temperature, loaded.threshold, loaded.not_sure, loaded.evidence_scale) == (1.25, 0.6, (0.5, 0.7), 3)
+    assert (loaded.temperature, loaded.threshold, loaded.not_sure) == (1.25, 0.6, (0.5, 0.7))
+    assert loaded.evidence_scales == {"Grad-CAM": 3.0}
     assert loaded.about == {"created": "2026-11-22"}
     assert len(loaded.sha256) == 64
     inputs = torch.randn(2, 3, 96, 96)
-    # Half precision keeps 11 bits of every weight.
-    torch.testing.assert_close(loaded.network(inputs), network(inputs), atol=2e-3, rtol=1e-2)
+    # Half precision keeps 11 bits of every weight, bfloat16 8 bits of every product.
+    torch.testing.assert_close(loaded.network(inputs), network(inputs), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_for_inference_gives_the_same_logits(
+    dtype: torch.dtype, tolerance: float, classifier: Classifier, pictures: list[Image.Image]
+) -> None:
+    """The reference is torchvision's own network with the shipped weights."""
+    checkpoint = torch.load(DEFAULT_CHECKPOINT, weights_only=True)
+    reference = torchvision.models.densenet121(num_classes=2).eval()
+    reference.load_state_dict(checkpoint["state_dict"])
+    network = build_network()
+    network.load_state_dict(checkpoint["state_dict"])
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    fast = for_inference(network, dtype)
+    inputs = classifier.preprocess(pictures)
+    with torch.inference_mode():
+        assert (fast(inputs) - reference(inputs)).abs().max() < tolerance * reference(inputs).abs().max()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert network.training
+    # All 58 normalisations between two convolutions of a dense layer are folded, and the one of the stem.
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules()) == 121 - 59
 
 
 def test_a_loaded_network_is_frozen(saved: tuple[Path, torch.nn.Module]) -> None:
