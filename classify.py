@@ -1,93 +1,268 @@
 """Sort pictures from the command line: python classify.py PATH... --csv FILE
 
-A PATH is a picture or a folder, which is searched with all its sub-folders. Nothing is moved or changed.
+A PATH is a picture, a folder, which is searched with all its sub-folders, a pattern like '**/*.jpg', or -
+for a list on standard input, one path in each line. Nothing is ever moved, changed or overwritten. Stopped
+with Ctrl-C, or in any other way, the same command goes on where it stopped.
 """
 
 import argparse
-import csv
+import glob
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from io import TextIOWrapper
+from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TypeVar
+from uuid import uuid4
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from images import BadImage, find_pictures, open_picture
+from gradcam import GRAD_CAM, Explanation, explain_inputs, overlay, to_png
+from images import BadImage, find_pictures, open_picture, squash
 from model import DEFAULT_CHECKPOINT, BadCheckpoint, Classifier, Prediction
+from tables import AS_IT_CAME, READERS, BadTable, CsvTable, Row, Table, open_table, row_of
 
 BATCH = 16
-# Linux file names may be any bytes: what is no UTF-8 goes out as it came in.
-AS_IT_CAME: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-COLUMNS = ("path", "label", "meme_probability", "verdict", "error")
+WORTH_WORKERS = 64  # pictures; fewer are done before worker processes have started
+
+Square = NDArray[np.uint8]
+Answer = TypeVar("Answer")
+
+
+class Squares(Dataset[Square | BadImage]):
+    """What the network sees of the picture at each path, or what is wrong with the file."""
+
+    def __init__(self, paths: list[Path], side: int) -> None:
+        self.paths = paths
+        self.side = side
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Square | BadImage:
+        try:
+            return squash(open_picture(self.paths[index]), self.side)
+        except BadImage as error:
+            return error
 
 
 def classify(classifier: Classifier, paths: list[Path]) -> Iterator[tuple[Path, Prediction | BadImage]]:
     """Give each path, in order, with its prediction or with what is wrong with the file."""
-    for start in range(0, len(paths), BATCH):
-        batch = paths[start : start + BATCH]
-        opened = [_open(path) for path in batch]
-        predictions = iter(classifier.predict([picture for picture in opened if isinstance(picture, Image.Image)]))
-        for path, picture in zip(batch, opened, strict=True):
-            yield path, picture if isinstance(picture, BadImage) else next(predictions)
+    return answer_all(classifier, paths, classifier.answer)
 
 
-def _look_into(path: Path) -> list[Path]:
-    return find_pictures(path) if os.path.isdir(path) else [path]  # noqa: PTH112  (Path.is_dir can raise)
+def answer_all(
+    classifier: Classifier, paths: list[Path], answer: Callable[[Tensor], Sequence[Answer]]
+) -> Iterator[tuple[Path, Answer | BadImage]]:
+    """Give each path, in order, with what `answer` says of its picture or with what is wrong with the file.
+
+    Other processes open the next pictures meanwhile, so that the network need not wait.
+    """
+    squares = Squares(paths, classifier.preprocessing.input_size)
+    workers = (os.cpu_count() or 1) if len(paths) >= WORTH_WORKERS else 0
+    batches: DataLoader[Square | BadImage] = DataLoader(squares, BATCH, num_workers=workers, collate_fn=list)
+    todo = iter(paths)
+    for batch in batches:
+        good = [square for square in batch if not isinstance(square, BadImage)]
+        answers = iter(answer(classifier.preprocessing.normalise(good)) if good else [])
+        for square in batch:
+            yield next(todo), square if isinstance(square, BadImage) else next(answers)
 
 
-def _open(path: Path) -> Image.Image | BadImage:
+def find(pattern: str) -> list[Path]:
+    """The files that one PATH of the command line means."""
+    if pattern == "-":
+        lines = [os.fsdecode(line) for line in sys.stdin.buffer.read().split(b"\n") if line]
+        return [found for line in lines for found in find(line if line != "-" else "./-")]
+    if os.path.isdir(pattern):  # noqa: PTH112  (Path.is_dir can raise)
+        return find_pictures(Path(pattern))
+    if glob.has_magic(pattern) and not os.path.lexists(pattern):
+        matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        return [found for match in matches for found in find(match)] or [Path(pattern)]
+    return [Path(pattern)]
+
+
+def save_new(path: Path, content: bytes, like: Path | None = None) -> None:
+    """Write a file whole or not at all, and only if it is new: another file of that name stays.
+
+    This one then gets a number; if the very same content is there already, nothing happens.
+
+    Args:
+        path: where to.
+        content: what.
+        like: a file whose times to take over.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{uuid4()}.partial")
     try:
-        return open_picture(path)
-    except BadImage as error:
-        return error
+        beside.write_bytes(content)
+        if like:
+            shutil.copystat(like, beside)
+        for number in count(1):
+            numbered = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
+            try:
+                numbered.hardlink_to(beside)  # unlike a rename, it never takes another file's place
+                return
+            except FileExistsError:
+                if numbered.stat().st_size == len(content) and numbered.read_bytes() == content:
+                    return
+    finally:
+        beside.unlink(missing_ok=True)
 
 
-def csv_row(path: Path, answer: Prediction | BadImage) -> tuple[str, ...]:
-    """One row in the order of `COLUMNS`; a path can't be taken for a formula by a spreadsheet."""
-    text = str(path)
-    if text.startswith(("=", "+", "-", "@", "\t", "\r")):  # CWE-1236; quotes alone don't stop it
-        text = "'" + text
-    if isinstance(answer, BadImage):
-        return text, "", "", "", str(answer)
-    return text, answer.label, f"{answer.meme_probability:.4f}", answer.verdict, ""
+def copy_to(folder: Path, path: Path, verdict: str) -> None:
+    """Copy a picture into the verdict's folder."""
+    save_new(folder / verdict / path.name, path.read_bytes(), like=path)
+
+
+def overlay_of(folder: Path, path: Path) -> Path:
+    """Where a picture's heatmap is saved: in folders like the picture's own."""
+    inside = [part for part in path.parts if part not in (path.anchor, "..")]
+    return Path(folder, *inside[:-1], path.name + ".png")
+
+
+def save_overlay(classifier: Classifier, folder: Path, path: Path, explanation: Explanation) -> None:
+    """Save the picture under the heatmap of its own answer."""
+    label = explanation.prediction.label
+    heatmap = overlay(open_picture(path), explanation.heat[label])
+    save_new(overlay_of(folder, path), to_png(heatmap, classifier, explanation.prediction, label, GRAD_CAM))
+
+
+def classify_into(
+    classifier: Classifier, paths: list[Path], copies: Path | None, overlays: Path | None
+) -> Iterator[tuple[Path, Prediction | BadImage]]:
+    """Like `classify`; besides, copy the pictures and save their heatmaps if there are folders for them.
+
+    Each answer comes when its files are complete; a picture whose files cannot be saved comes with the reason.
+    """
+    if not copies and not overlays:
+        yield from classify(classifier, paths)
+        return
+
+    def save(path: Path, answer: Prediction | Explanation | BadImage) -> tuple[Path, Prediction | BadImage]:
+        if isinstance(answer, BadImage):
+            return path, answer
+        prediction = answer.prediction if isinstance(answer, Explanation) else answer
+        try:
+            if copies:
+                copy_to(copies, path, prediction.verdict)
+            if overlays and isinstance(answer, Explanation):
+                save_overlay(classifier, overlays, path, answer)
+        except BadImage as error:  # the file has changed meanwhile
+            return path, error
+        except OSError as error:
+            return path, BadImage(f"Its copy or heatmap cannot be saved: {error.strerror or error}.")
+        return path, prediction
+
+    def answer(inputs: Tensor) -> Sequence[Prediction | Explanation]:
+        return explain_inputs(classifier, inputs) if overlays else classifier.answer(inputs)
+
+    saving: deque[Future[tuple[Path, Prediction | BadImage]]] = deque()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for path, answered in answer_all(classifier, paths, answer):
+            saving.append(pool.submit(save, path, answered))
+            if len(saving) > 2 * BATCH:
+                yield saving.popleft().result()
+        while saving:
+            yield saving.popleft().result()
+
+
+def open_tables(files: dict[str, Path], sha256: str, stack: ExitStack) -> list[tuple[Table, dict[str, Row]]]:
+    """The tables to write, each with the rows that it has already; standard output if there is none."""
+    tables: list[tuple[Table, dict[str, Row]]] = []
+    for kind, file in files.items():
+        tables.append(open_table(file, kind, sha256))
+        stack.callback(tables[-1][0].close)
+    if not tables:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(**AS_IT_CAME)
+        tables.append((CsvTable(sys.stdout), {}))
+    return tables
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Say of pictures whether they are memes.")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a picture, a folder, a pattern, or - for a list")
+    for kind in READERS:
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write the table as {kind}")
+    parser.add_argument("--copy-to", type=Path, metavar="DIR", help="copy into meme, not_meme and not_sure there")
+    parser.add_argument("--overlays", type=Path, metavar="DIR", help="save each picture under its heatmap there")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
+    return parser.parse_args()
 
 
 def main() -> int:
-    """Read the command line and classify; 0 when all was read, 1 when some files failed, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(description="Say of pictures whether they are memes.")
-    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a picture, or a folder to search")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="where to write the table (default: standard output)")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
-    arguments = parser.parse_args()
+    """Read the command line and classify.
 
-    paths = [found for path in arguments.paths for found in _look_into(path)]
-    if arguments.csv and os.path.realpath(arguments.csv) in map(os.path.realpath, paths):
-        parser.error(f"{arguments.csv} is one of the pictures")
+    Returns:
+        0 when all was read, 1 when some files failed, 2 for wrong usage, 130 after Ctrl-C.
+    """
+    arguments = parse()
+    try:
+        with ExitStack() as stack:
+            return run(arguments, stack)
+    except (BadCheckpoint, BadTable) as error:
+        print(f"classify.py: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(
+            f"classify.py: error: {error.filename or 'the table'} cannot be written: {error.strerror}", file=sys.stderr
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
+    """Do what the command line says; 0 when all was read, 1 when some files failed."""
+    outputs = [os.path.realpath(folder) + os.sep for folder in (arguments.copy_to, arguments.overlays) if folder]
+    files = {kind: getattr(arguments, kind) for kind in READERS if getattr(arguments, kind)}
+    tables_at = {os.path.realpath(file): file for file in files.values()}
+    paths = []
+    for path in dict.fromkeys(found for pattern in arguments.paths for found in find(pattern)):
+        real = os.path.realpath(path)
+        if real in tables_at:
+            raise BadTable(f"{tables_at[real]} is one of the pictures.")
+        if not real.startswith(tuple(outputs)):  # what an earlier run copied and painted
+            paths.append(path)
+
+    classifier = Classifier.load(arguments.checkpoint)
+    tables = open_tables(files, classifier.sha256, stack)
+    done = {path: row for path, row in tables[0][1].items() if all(path in rows for _, rows in tables)}
+    if arguments.overlays:
+        done = {path: row for path, row in done.items() if overlay_of(arguments.overlays, Path(path)).exists()}
+    todo = [path for path in paths if str(path) not in done]
+    if len(todo) < len(paths):
+        print(f"{len(paths) - len(todo)} of {len(paths)} pictures were answered before", file=sys.stderr)
+    if arguments.copy_to:
+        for path in paths:
+            if (row := done.get(str(path))) and row.verdict:
+                copy_to(arguments.copy_to, path, row.verdict)
     failed = 0
-    with ExitStack() as stack:
-        try:
-            classifier = Classifier.load(arguments.checkpoint)
-            table: TextIO = sys.stdout
-            if arguments.csv:
-                table = stack.enter_context(arguments.csv.open("w", **AS_IT_CAME))
-            elif isinstance(sys.stdout, TextIOWrapper):
-                sys.stdout.reconfigure(**AS_IT_CAME)
-        except BadCheckpoint as error:
-            parser.error(str(error))
-        except OSError as error:
-            parser.error(f"{arguments.csv} cannot be written: {error.strerror}")
-        writer = csv.writer(table)
-        writer.writerow(COLUMNS)
-        for path, answer in tqdm(classify(classifier, paths), total=len(paths), unit="picture"):
-            writer.writerow(csv_row(path, answer))
-            if isinstance(answer, BadImage):
-                failed += 1
-                tqdm.write(f"{path}: {answer}", file=sys.stderr)
-    print(f"{len(paths) - failed} pictures classified, {failed} files failed", file=sys.stderr)
+    answers = classify_into(classifier, todo, arguments.copy_to, arguments.overlays)
+    for path, answer in tqdm(answers, total=len(todo), unit="picture"):
+        row = row_of(str(path), answer, classifier.sha256)
+        for table, rows in tables:
+            if row.path not in rows:
+                table.write(row)
+        if isinstance(answer, BadImage):
+            failed += 1
+            tqdm.write(f"{path}: {answer}", file=sys.stderr)
+    print(f"{len(todo) - failed} pictures classified, {failed} files failed", file=sys.stderr)
     return 1 if failed else 0
 
 

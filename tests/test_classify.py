@@ -1,16 +1,23 @@
 import csv
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import run
 from pictures import ROOT, encode, noise
 
 import classify
+from gradcam import explain, overlay
 from images import open_picture
 from model import Classifier
+from tables import READERS
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -26,7 +33,7 @@ def test_files_and_folders_become_rows_in_order(
     out = tmp_path / "out.csv"
     assert run(monkeypatch, classify.main, tiny_classifier, single, folder, "--csv", out) == 0
     rows = rows_of(out)
-    assert list(rows[0]) == ["path", "label", "meme_probability", "verdict", "error"]
+    assert list(rows[0]) == ["path", "label", "meme_probability", "verdict", "error", "checkpoint"]
     assert [row["path"] for row in rows] == [str(single), *map(str, sorted(folder.rglob("*.png")))]
     for row in rows:
         (expected,) = tiny_classifier.predict([open_picture(row["path"])])
@@ -58,7 +65,7 @@ def test_without_a_file_the_table_goes_to_standard_output(
     folder: Path, tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, classify.main, tiny_classifier, folder) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "path,label,meme_probability,verdict,error"
+    assert capsys.readouterr().out.splitlines()[0] == "path,label,meme_probability,verdict,error,checkpoint"
 
 
 def test_names_are_no_formulas_and_survive(
@@ -90,16 +97,8 @@ def test_the_table_never_replaces_a_picture(
 ) -> None:
     picture = folder / "meme" / "one" / "0.png"
     before = picture.read_bytes()
-    with pytest.raises(SystemExit) as stop:
-        run(
-            monkeypatch,
-            classify.main,
-            tiny_classifier,
-            folder,
-            "--csv",
-            folder / "meme" / ".." / "meme" / "one" / "0.png",
-        )
-    assert stop.value.code == 2
+    table = folder / "meme" / ".." / "meme" / "one" / "0.png"
+    assert run(monkeypatch, classify.main, tiny_classifier, folder, "--csv", table) == 2
     assert "is one of the pictures" in capsys.readouterr().err
     assert picture.read_bytes() == before
 
@@ -118,3 +117,214 @@ def test_wrong_usage_exits_with_2_before_any_work(arguments: list[str], sentence
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_other_processes_open_the_pictures_of_a_large_folder(
+    folder: Path, tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "meme" / "one" / "1.png").write_bytes(b"no picture")
+    paths = sorted(folder.rglob("*.png")) * 5
+    alone = list(classify.classify(tiny_classifier, paths))
+    monkeypatch.setattr(classify, "WORTH_WORKERS", 1)
+    for (path, answer), (expected_path, expected) in zip(classify.classify(tiny_classifier, paths), alone, strict=True):
+        assert path == expected_path
+        assert str(answer) == str(expected)
+
+
+def test_patterns_and_lists_name_pictures(
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert (
+        run(monkeypatch, classify.main, tiny_classifier, "**/one/*.png", "meme/one", "--csv", tmp_path / "a.csv") == 0
+    )
+    ones = [f"meme/one/{n}.png" for n in range(4)]
+    assert [row["path"] for row in rows_of(tmp_path / "a.csv")] == ones
+    Path("bracket[1].png").write_bytes(encode(noise(50, 50)))  # a name, though it looks like a pattern
+    listed = b"bracket[1].png\nmeme/two\n\nmissing.png\n"
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(listed)))
+    assert run(monkeypatch, classify.main, tiny_classifier, "-", "--csv", tmp_path / "b.csv") == 1
+    expected = ["bracket[1].png", *(f"meme/two/{n}.png" for n in range(4)), "missing.png"]
+    assert [row["path"] for row in rows_of(tmp_path / "b.csv")] == expected
+
+
+def duplicates(files: dict[Path, bytes]) -> int:
+    """How many files have the name and the content of another one."""
+    return len(files) - len({(path.name, content) for path, content in files.items()})
+
+
+def test_copies_are_sorted_by_verdict_and_overwrite_nothing(
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, copies = tmp_path / "out.csv", tmp_path / "sorted"
+    before = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    for verdict in ("meme", "not_meme", "not_sure"):
+        (copies / verdict).mkdir(parents=True)
+        (copies / verdict / "0.png").write_bytes(b"mine")
+    arguments = (folder, "--csv", out, "--copy-to", copies)
+    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    first = {copy: copy.stat().st_mtime_ns for copy in copies.rglob("*.*")}
+    for again in (True, False):  # whether the table is still there: all copies are
+        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+        assert {copy: copy.stat().st_mtime_ns for copy in copies.rglob("*.*")} == first
+        if again:
+            out.unlink()
+    assert {path: path.read_bytes() for path in folder.rglob("*.png")} == before
+    for path, content in before.items():
+        verdict = tiny_classifier.predict([open_picture(path)])[0].verdict
+        assert [copy for copy in (copies / verdict).iterdir() if copy.read_bytes() == content]
+    copied = [copy.read_bytes() for copy in copies.rglob("*.png")]
+    assert copied.count(b"mine") == 3
+    assert len(copied) == 3 + 16 - duplicates(before)
+    assert sorted({*copied} - {b"mine"}) == sorted({*before.values()})
+
+
+def test_overlays_lie_in_folders_like_the_pictures_own(
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder / "meme")
+    (folder / "meme" / "one" / "2.png").write_bytes(b"no picture")
+    overlays = tmp_path / "overlays"
+    arguments = ("one", "../not_meme/four", "--csv", tmp_path / "o.csv", "--overlays", overlays)
+    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 1
+    names = [f"not_meme/four/{n}.png.png" for n in range(4)] + [f"one/{n}.png.png" for n in (0, 1, 3)]
+    assert sorted(path.relative_to(overlays).as_posix() for path in overlays.rglob("*.png")) == sorted(names)
+    picture = open_picture(folder / "meme" / "one" / "0.png")
+    (explanation,) = explain(tiny_classifier, [picture])
+    expected = overlay(picture, explanation.heat[explanation.prediction.label])
+    assert open_picture(overlays / "one" / "0.png.png").tobytes() == expected.tobytes()
+
+
+def test_outputs_among_the_pictures_are_not_looked_at(
+    folder: Path, tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    arguments = (".", "--csv", "a.csv", "--copy-to", "sorted", "--overlays", "meme/heat")
+    for _ in range(2):
+        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+        assert len(rows_of(Path("a.csv"))) == 16
+        assert len(list(Path("meme/heat").rglob("*.png"))) == 16
+
+
+def test_copies_and_overlays_can_be_asked_for_later(
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (folder, "--csv", tmp_path / "a.csv")
+    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    before = (tmp_path / "a.csv").read_bytes()
+    more = ("--copy-to", tmp_path / "sorted", "--overlays", tmp_path / "heat")
+    assert run(monkeypatch, classify.main, tiny_classifier, *arguments, *more) == 0
+    assert (tmp_path / "a.csv").read_bytes() == before
+    assert len(list((tmp_path / "heat").rglob("*.png"))) == 16
+    assert {copy.read_bytes() for copy in (tmp_path / "sorted").rglob("*.png")} == {
+        path.read_bytes() for path in folder.rglob("*.png")
+    }
+
+
+def test_a_picture_that_cannot_be_saved_stops_nothing(
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = folder / "meme" / "one" / ("x" * 250 + ".png")
+    long.write_bytes(encode(noise(50, 50)))
+    arguments = (folder, "--csv", tmp_path / "a.csv", "--overlays", tmp_path / "heat")
+    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 1
+    bad = [row for row in rows_of(tmp_path / "a.csv") if row["error"]]
+    assert [row["path"] for row in bad] == [str(long)]
+    assert bad[0]["error"] == "Its copy or heatmap cannot be saved: File name too long."
+    assert len(list((tmp_path / "heat").rglob("*.png"))) == 16
+    assert not list((tmp_path / "heat").rglob("*.partial"))
+
+
+def test_failed_files_are_tried_again(
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = folder / "meme" / "one" / "1.png"
+    content = bad.read_bytes()
+    bad.write_bytes(b"no picture")
+    arguments = (folder, "--csv", tmp_path / "a.csv")
+    for _ in range(2):
+        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 1
+        assert len(rows_of(tmp_path / "a.csv")) == 16
+    bad.write_bytes(content)
+    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    assert not any(row["error"] for row in rows_of(tmp_path / "a.csv"))
+
+
+def test_ctrl_c_leaves_a_table_to_go_on_with(tmp_path: Path) -> None:
+    """With real processes, workers and all."""
+    pictures, out = tmp_path / "pictures", tmp_path / "out.parquet"
+    pictures.mkdir()
+    for seed in range(150):
+        (pictures / f"{seed:03}.jpg").write_bytes(encode(noise(300, 200, seed), "JPEG"))
+    command = [sys.executable, str(ROOT / "classify.py"), str(pictures), "--parquet", str(out)]
+    command += ["--copy-to", str(tmp_path / "sorted")]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(list((tmp_path / "sorted").rglob("*.jpg"))) < 70:  # the rows come some 30 pictures later
+        assert first.poll() is None
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGINT)
+    _, said = first.communicate()
+    assert first.returncode == 130
+    assert "Stopped. The same command goes on from here." in said
+    assert "Traceback" not in said
+    assert 0 < len(list(READERS["parquet"](out))) < 150
+    assert not list(tmp_path.rglob("*.partial"))
+    subprocess.run(command, check=True, capture_output=True)
+    assert sorted(row.path for row in READERS["parquet"](out)) == [str(path) for path in sorted(pictures.iterdir())]
+    assert len(list((tmp_path / "sorted").rglob("*.jpg"))) == 150
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_a_second_run_goes_on_where_the_first_stopped(
+    *,
+    kind: str,
+    folder: Path,
+    tiny_classifier: Classifier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / f"out.{kind}"
+    real, answered = classify.classify_into, []
+
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        for number, answer in enumerate(real(*arguments)):
+            if number == 6:
+                raise KeyboardInterrupt
+            answered.append(answer[0])
+            yield answer
+
+    with monkeypatch.context() as once:
+        once.setattr(classify, "classify_into", interrupted)
+        assert run(once, classify.main, tiny_classifier, folder, f"--{kind}", out) == 130
+    read = READERS[kind]
+    assert [row.path for row in read(out)] == [str(path) for path in answered]
+    assert run(monkeypatch, classify.main, tiny_classifier, folder, f"--{kind}", out) == 0
+    assert "6 of 16 pictures were answered before" in capsys.readouterr().err
+    assert [row.path for row in read(out)] == [str(path) for path in sorted(folder.rglob("*.png"))]
+    assert run(monkeypatch, classify.main, tiny_classifier, folder, f"--{kind}", out) == 0
+    assert len(list(read(out))) == 16
+
+
+def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
+    """With real processes and the shipped checkpoint, and no chance to tidy up."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for seed in range(120):
+        (pictures / f"{seed:03}.jpg").write_bytes(encode(noise(300, 200, seed), "JPEG"))
+    out = tmp_path / "out.csv"
+    command = [sys.executable, str(ROOT / "classify.py"), str(pictures), "--csv", str(out)]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not out.exists() or out.read_bytes().count(b"\n") < 20:
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    before = rows_of(out)
+    assert len(before) < 120
+    with out.open("a") as file:
+        file.write("/half/a/ro")  # as if a row had been cut off
+    subprocess.run(command, check=True, capture_output=True)
+    rows = rows_of(out)
+    assert [row["path"] for row in rows] == [str(path) for path in sorted(pictures.iterdir())]
+    assert rows[: len(before)] == before

@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from images import BadImage
+from model import MEME, NOT_SURE, Prediction
+from tables import READERS, BadTable, Row, csv_text, open_table, row_of
+
+SHA = "0123456789abcdef"
+ROWS = [
+    row_of("a.png", Prediction(MEME, 0.98765, NOT_SURE), SHA),
+    row_of('-b,"\n.png', BadImage("This file is empty."), SHA),
+    row_of("=1+2", Prediction(MEME, 1.0, MEME), SHA),
+    row_of("猫.png", Prediction(MEME, 0.0, MEME), SHA),
+]
+
+
+def test_a_row_says_what_the_answer_says() -> None:
+    assert ROWS[0] == Row("a.png", "meme", 0.9877, "not_sure", None, "0123456789ab")
+    assert ROWS[1] == Row('-b,"\n.png', None, None, None, "This file is empty.", "0123456789ab")
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_rows_come_back_as_they_were_written(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    table, done = open_table(path, kind, SHA)
+    assert done == {}
+    for row in ROWS:
+        table.write(row)
+    table.close()
+    assert list(READERS[kind](path)) == ROWS
+    table, done = open_table(path, kind, SHA)
+    good = [row for row in ROWS if not row.error]  # what could not be read is to be tried again
+    assert done == {row.path: row for row in good}
+    more = Row("more", None, None, None, "x", SHA[:12])
+    table.write(more)
+    table.close()
+    assert list(READERS[kind](path)) == [*good, more]
+    assert [file.name for file in tmp_path.iterdir()] == ["table"]
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("names", [b"caf\xe9.png", b"caf\xc3\xa9.png", b"'=x.png", b"'x.png"])
+def test_names_that_are_no_utf_8_come_back(kind: str, names: bytes, tmp_path: Path) -> None:
+    row = row_of(names.decode(errors="surrogateescape"), BadImage("x"), SHA)
+    table, _ = open_table(tmp_path / "table", kind, SHA)
+    table.write(row)
+    table.close()
+    assert list(READERS[kind](tmp_path / "table")) == [row]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_row_that_was_cut_off_is_answered_again(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    table, _ = open_table(path, kind, SHA)
+    for row in ROWS:
+        table.write(row)
+    whole = path.read_bytes()  # valid without closing
+    for end in range(len(whole) - 1, whole.rindex(b"\n", 0, -1), -1):
+        path.write_bytes(whole[:end])
+        assert list(READERS[kind](path)) == ROWS[:-1]
+    table.close()
+
+
+def test_no_cell_is_a_formula() -> None:
+    headings, first, second, _, third, _ = csv_text(ROWS, {"correction": ["not_meme", "", "", ""]}).splitlines()
+    assert headings == "path,label,meme_probability,verdict,error,checkpoint,correction"
+    assert first == "a.png,meme,0.9877,not_sure,,0123456789ab,not_meme"
+    assert second.startswith("\"'-b,")
+    assert third.startswith("'=1+2,")
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize(
+    "content", [b"my diary\n", b"my diary", b"a,b\n1,2\n", b'{"a": 1}\n', b'{"a": 1}', b"\xff\xfe\x00"]
+)
+def test_a_file_that_is_no_table_is_left_alone(kind: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "diary"
+    path.write_bytes(content)
+    with pytest.raises(BadTable, match="is there already and is no"):
+        open_table(path, kind, SHA)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_what_is_no_file_is_left_alone(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(BadTable):
+        open_table(tmp_path, kind, SHA)
+    with pytest.raises(BadTable):
+        open_table(Path("/dev/null"), kind, SHA)
+
+
+def test_a_parquet_table_of_other_columns_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"a": pa.array([], pa.string())}), path)
+    with pytest.raises(BadTable, match="is there already and is no"):
+        open_table(path, "parquet", SHA)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_answers_of_two_checkpoints_do_not_mix(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    table, _ = open_table(path, kind, SHA)
+    table.write(ROWS[0])
+    table.close()
+    with pytest.raises(BadTable, match="another checkpoint"):
+        open_table(path, kind, "f" * 64)
+    assert list(READERS[kind](path)) == ROWS[:1]
