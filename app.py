@@ -2,18 +2,37 @@
 
 import base64
 import hashlib
+import math
 import os
-from io import BytesIO
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from threading import BoundedSemaphore
 
+import numpy as np
 import streamlit as st
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from gradcam import Explanation, explain, legend, overlay
+from gallery import (
+    MAX_NAME,
+    MAX_PICTURES,
+    MAX_TOTAL_MEGABYTES,
+    ORDERS,
+    Item,
+    arranged,
+    look,
+    overlays,
+    sorted_pictures,
+    standing,
+    table,
+    within_limits,
+)
+from gradcam import GRAD_CAM, METHODS, OCCLUSION, Check, Explanation, check, explain, legend, overlay, to_png
 from images import FORMAT_NAMES, MAX_MEGABYTES, SUFFIXES, BadImage, open_picture
-from model import MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier
+from model import MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
 
 HERE = Path(__file__).parent
 EXAMPLES = {path.stem.replace("_", " ").capitalize(): path for path in sorted((HERE / "examples").glob("*.jpg"))}
@@ -21,7 +40,21 @@ EXAMPLES = {path.stem.replace("_", " ").capitalize(): path for path in sorted((H
 VERDICTS = {MEME: ":orange[Meme]", NOT_MEME: ":blue[Not a meme]", NOT_SURE: "Not sure"}
 # From which heat on the strongest place is called what; the legend's colours change there.
 STRENGTHS = ((0.87, "strong"), (0.6, "moderate"), (0.02, "weak"), (0, "none"))
+COLOURS = {
+    "jet": "No colour: no evidence · blue and green: weak · yellow and orange: moderate · red: strong.",
+    "viridis": "No colour: no evidence · purple to teal: weak · green: moderate · yellow: strong.",
+}
 EVIDENCE = {MEME: "for a meme", NOT_MEME: "against a meme"}
+PLAIN_VERDICTS = {MEME: "Meme", NOT_MEME: "Not a meme", NOT_SURE: "Not sure"}
+COUNTED = PLAIN_VERDICTS | {None: "Cannot be read"}
+PER_PAGE = 20  # small pictures; each is held by the server until the visitor leaves
+CLASS_NAMES = {MEME: "meme", NOT_MEME: "not a meme"}
+ABOUT_METHODS = """
+**Grad-CAM**: the evidence that adds up to the answer, in large cells. **Grad-CAM++**: weighs several separate
+places more evenly. **HiResCAM**, **LayerCAM**: smaller cells, from earlier in the network, so less of the whole
+reasoning. **Occlusion**: hides one square after another and sees what becomes of the probability; takes longer.
+"""
+ABOUT_TEST = "Hide what it marks and see what becomes of the answer."
 
 
 @st.cache_resource(show_spinner="Loading the network …")
@@ -61,15 +94,42 @@ def answer(data: bytes) -> tuple[Image.Image, Explanation]:
         return picture, explain(load_classifier(), [picture])[0]
 
 
-def png(picture: Image.Image) -> bytes:
-    buffer = BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+@st.cache_data(max_entries=64, show_spinner="Looking again …")
+def heat_by(method: str, data: bytes) -> dict[str, NDArray[np.float32]]:
+    picture, explanation = answer(data)
+    if method == GRAD_CAM:
+        return explanation.heat
+    with free_cores():
+        return explain(load_classifier(), [picture], method)[0].heat
+
+
+@st.cache_data(max_entries=16, show_spinner="Hiding what the heatmap marks …")
+def check_of(method: str, shown: str, data: bytes) -> Check:
+    picture, _ = answer(data)  # before a core is taken: it may have to take one itself
+    heat = heat_by(method, data)[shown]
+    with free_cores():
+        return check(load_classifier(), picture, heat)
+
+
+def in_words(checked: Check, shown: str, before: float) -> str:
+    """What became of the probability of the class whose evidence is shown."""
+
+    def fall(meme_probability: float) -> str:
+        towards = [p if shown == MEME else 1 - p for p in (before, meme_probability)]
+        return " → ".join(f"{probability:.0%}" for probability in towards)
+
+    return (
+        f"Without the strongest {checked.share:.0%} of the heatmap (blurred): "
+        f"{CLASS_NAMES[shown]} **{fall(checked.blurred)}**. "
+        f"With that part in the picture's mean colour: {fall(checked.mean_colour)}. "
+        f"With the weakest {checked.share:.0%} blurred instead: {fall(checked.control)}."
+    )
 
 
 @st.fragment
-def show_answer(picture: Image.Image, explanation: Explanation, key: str) -> None:
+def show_answer(data: bytes, place: str) -> None:
     """The answer and its heatmap; the controls in here redraw it without classifying again."""
+    picture, explanation = answer(data)
     st.header(VERDICTS[explanation.prediction.verdict], anchor=False)
     probability = explanation.prediction.meme_probability
     st.progress(probability, text=f"Probability that this is a meme: {probability:.0%}")
@@ -81,8 +141,7 @@ def show_answer(picture: Image.Image, explanation: Explanation, key: str) -> Non
         st.caption("This picture is animated; its first frame was judged.")
 
     left, right = st.columns(2)
-    st.image(legend(), alt="Colour scale from no evidence, uncoloured, through blue, green, yellow and orange to red")
-    st.caption("No colour: no evidence · blue and green: weak · yellow and orange: moderate · red: strong.")
+    scale = st.container()
     with st.container(horizontal=True, vertical_alignment="bottom"):
         shown = st.segmented_control(
             "Show the evidence",
@@ -90,25 +149,140 @@ def show_answer(picture: Image.Image, explanation: Explanation, key: str) -> Non
             format_func=EVIDENCE.__getitem__,
             default=explanation.prediction.label,
             required=True,
-            key=key,  # a new picture starts with the evidence for its own answer
+            # A new picture starts with the evidence for its own answer.
+            key=f"{place}-{hashlib.sha256(data).hexdigest()}",
         )
-        opacity = st.slider("Opacity of the heatmap", 0, 100, 60, step=5, format="%d %%", width=280)
+        method = st.selectbox("Method", [*METHODS, OCCLUSION], help=ABOUT_METHODS, width=180, key=f"{place}-method")
+        colour_map = st.segmented_control(
+            "Colours", list(COLOURS), format_func=str.capitalize, default="jet", required=True, key=f"{place}-colours"
+        )
+        opacity = st.slider(
+            "Opacity of the heatmap", 0, 100, 60, step=5, format="%d %%", width=220, key=f"{place}-opacity"
+        )
+        test = st.toggle("Test the heatmap", help=ABOUT_TEST, key=f"{place}-test")
         download = st.container(width="content")
 
-    heat = explanation.heat[shown]
-    heatmap = overlay(picture, heat, opacity / 100)
+    heat = heat_by(method, data)[shown]
+    heatmap = overlay(picture, heat, opacity / 100, colour_map)
     strength = next(words for least, words in STRENGTHS if heat.max() >= least)
-    left.image(picture, caption="Your picture", alt="The picture as it was judged", width="stretch")
     found = f"Evidence {EVIDENCE[shown]}: {strength}"
+    if test and heat.any():
+        checked = check_of(method, shown, data)
+        hidden = f"Your picture without the strongest {checked.share:.0%}"
+        left.image(checked.hidden, caption=hidden, alt=hidden, width="stretch")
+        scale.write(in_words(checked, shown, probability))
+    else:
+        left.image(picture, caption="Your picture", alt="The picture as it was judged", width="stretch")
+        if test:
+            scale.write("This heatmap marks nothing, so there is nothing to hide.")
     right.image(heatmap, caption=found, alt=f"The same picture under its heatmap. {found}", width="stretch")
+    scale.image(legend(colour_map), alt=f"Colour scale. {COLOURS[colour_map]}")
+    scale.caption(COLOURS[colour_map])
     download.download_button(
         "Download the heatmap",
-        lambda: png(heatmap),
+        lambda: to_png(heatmap, load_classifier(), explanation.prediction, shown, method),
         file_name="heatmap.png",
         mime="image/png",
         on_click="ignore",
         icon=":material/download:",
+        key=f"{place}-download",
     )
+
+
+def show(data: bytes, place: str) -> None:
+    try:
+        answer(data)  # outside of the fragment, for its errors to land here
+        show_answer(data, place)
+    except BadImage as error:
+        st.error(str(error), icon=":material/broken_image:")
+
+
+@st.dialog("One of the pictures", width="large", on_dismiss="rerun")
+def open_item(key: str, data: bytes) -> None:
+    show(data, "dialog")
+    corrections: dict[str, str] = st.session_state["corrections"]
+    chosen = st.segmented_control(
+        "Your own verdict, for the table and the sorted pictures",
+        list(CLASS_NAMES),
+        format_func=CLASS_NAMES.__getitem__,
+        default=corrections.get(key),
+        key=f"correction-{key}",
+    )
+    corrections.pop(key, None)
+    if chosen:
+        corrections[key] = chosen
+
+
+def look_at_all(uploads: dict[str, UploadedFile]) -> dict[str, Item]:
+    """Answer the uploads that have no answer yet; a rerun in between goes on where it stopped."""
+    items: dict[str, Item] = st.session_state.setdefault("items", {})
+    for key in items.keys() - uploads.keys():
+        del items[key]
+    new = [key for key in uploads if key not in items]
+    if len(new) > 1:
+        bar, started = st.progress(0.0, text="Looking at the pictures …"), time.monotonic()
+    for number, key in enumerate(new, 1):
+        with free_cores():
+            items[key] = look(load_classifier(), uploads[key].name, uploads[key].getvalue())
+        if len(new) > 1:
+            left = (time.monotonic() - started) / number * (len(new) - number)
+            bar.progress(number / len(new), text=f"{number} of {len(new)} pictures, {left:.0f} s left")
+    if len(new) > 1:
+        bar.empty()
+    return {key: items[key] for key in uploads}
+
+
+def show_gallery(items: dict[str, Item], uploads: dict[str, UploadedFile]) -> None:
+    corrections: dict[str, str] = st.session_state["corrections"]
+    verdicts = list(standing(items, corrections).values())
+    st.subheader("All pictures", anchor=False)
+    st.write(" · ".join(f"{words}: {verdicts.count(verdict)}" for verdict, words in COUNTED.items()))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        verdict = st.segmented_control("Show", list(PLAIN_VERDICTS), format_func=PLAIN_VERDICTS.__getitem__)
+        order = st.selectbox("Order", list(ORDERS), index=None, placeholder="as uploaded", width=240)
+    shown = arranged(items, corrections, load_classifier(), verdict=verdict, order=order)
+    pages = max(1, math.ceil(len(shown) / PER_PAGE))
+    number = st.pagination(pages) if pages > 1 else 1
+    with st.container(horizontal=True):
+        for key in shown[(number - 1) * PER_PAGE : number * PER_PAGE]:
+            with st.container(width=184, border=True, gap="xsmall", key=f"item-{key}"):
+                show_item(key, items[key], corrections.get(key), uploads[key])
+
+    with st.container(horizontal=True):
+        for label, name, mime, make in (
+            ("Table (CSV)", "memes.csv", "text/csv", lambda: table(items, corrections, load_classifier())),
+            (
+                "Pictures, sorted (ZIP)",
+                "pictures.zip",
+                "application/zip",
+                lambda: sorted_pictures(contents(uploads), items, corrections),
+            ),
+            (
+                "Heatmaps (ZIP)",
+                "heatmaps.zip",
+                "application/zip",
+                lambda: overlays(contents(uploads), items, load_classifier(), free_cores()),
+            ),
+        ):
+            st.download_button(label, make, file_name=name, mime=mime, on_click="ignore", icon=":material/download:")
+
+
+def show_item(key: str, item: Item, correction: str | None, upload: UploadedFile) -> None:
+    """A small picture with its answer; its name is text, never markup."""
+    if isinstance(item.answer, Prediction) and item.thumbnail:
+        st.image(item.thumbnail, width="stretch", alt="")
+        st.text(item.name[-MAX_NAME:])
+        words = f"{PLAIN_VERDICTS[item.answer.verdict]}, {item.answer.meme_probability:.0%}"
+        st.caption(f"{words} · you: {CLASS_NAMES[correction]}" if correction else words)
+        if st.button("Open", key=f"open-{key}"):
+            open_item(key, upload.getvalue())
+    else:
+        st.text(item.name[-MAX_NAME:])
+        st.caption(str(item.answer))
+
+
+def contents(uploads: dict[str, UploadedFile]) -> Iterator[tuple[str, bytes]]:
+    return ((key, upload.getvalue()) for key, upload in uploads.items())
 
 
 def forget_example() -> None:
@@ -121,20 +295,38 @@ st.html(HERE / "style.css")
 
 with st.container(key="page"):
     st.title("Meme or not a meme?", anchor=False)
-    st.write("Give a picture, read the answer, and see on a heatmap where in the picture it comes from.")
-    upload = st.file_uploader(
-        "Drop a picture here, browse for one, or paste one",
+    st.write("Give pictures, read the answers, and see on a heatmap where in the picture each comes from.")
+    source = st.segmented_control("What to look at", ["Pictures", "A whole folder"], default="Pictures", required=True)
+    uploaded = st.file_uploader(
+        "Drop pictures here, browse for them, or paste one" if source == "Pictures" else "Drop or choose a folder",
         type=list(SUFFIXES),
+        accept_multiple_files=True if source == "Pictures" else "directory",
         max_upload_size=MAX_MEGABYTES,
         on_change=forget_example,
-        help=f"{FORMAT_NAMES}, up to {MAX_MEGABYTES} MB. To paste: Tab key to the upload area, then Ctrl+V.",
+        help=f"{FORMAT_NAMES}, up to {MAX_MEGABYTES} MB each. To paste: Tab key to the upload area, then Ctrl+V.",
+    )
+    st.caption(
+        f"Up to {MAX_PICTURES} pictures and {MAX_TOTAL_MEGABYTES} MB at once; for more, there is the command line: "
+        "`python classify.py FOLDER --csv FILE`."
     )
     example = st.pills("Or try one of ours", list(EXAMPLES), key="example")
-    data = EXAMPLES[example].read_bytes() if example else upload.getvalue() if upload else None
+    within = within_limits([upload.size for upload in uploaded])
+    uploads = {upload.file_id: upload for upload in uploaded[:within]}
+    if within < len(uploaded):
+        st.warning(f"Only the first {within} of these {len(uploaded)} pictures are looked at; that is the limit.")
 
+    st.session_state.setdefault("corrections", {})
+    if example or uploads:
+        try:
+            load_classifier()
+        except BadCheckpoint as error:
+            st.error(str(error))
+            st.stop()
+    newest = next(reversed(uploads.values()), None)
+    data = EXAMPLES[example].read_bytes() if example else newest.getvalue() if newest else None
     if data is not None:
         with st.container(border=True, key="answer"):
-            try:
-                show_answer(*answer(data), key=hashlib.sha256(data).hexdigest())
-            except (BadImage, BadCheckpoint) as error:
-                st.error(str(error), icon=":material/broken_image:")
+            show(data, "page")
+    if len(uploads) > 1:
+        with st.container(border=True, key="gallery"):
+            show_gallery(look_at_all(uploads), uploads)

@@ -30,12 +30,12 @@ TIMEOUT = 60_000  # ms
 
 
 @contextmanager
-def running_server() -> Iterator[tuple[str, int]]:
-    """The page's server on a free port of this machine: its address and its process."""
+def running_server(script: str = "app.py") -> Iterator[tuple[str, int]]:
+    """A script's server on a free port of this machine: its address and its process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true"]
+    command = [sys.executable, "-m", "streamlit", "run", script, "--server.headless=true"]
     server = subprocess.Popen(  # noqa: S603
         [*command, "--server.address=127.0.0.1", f"--server.port={port}"], cwd=HERE, stdout=subprocess.DEVNULL
     )
@@ -81,16 +81,18 @@ def photo(seed: int) -> bytes:
 def upload(page: Page, file: Path, data: bytes) -> float:
     """Upload a picture other than the last, from a file; seconds until its heatmap is on the screen."""
     file.write_bytes(data)
-    old = page.locator(HEATMAP)
-    before = old.get_attribute("src") if old.count() else ""
+    remove = page.get_by_test_id("stFileUploaderDeleteBtn").get_by_role("button")
+    if remove.count():  # else the two would make a gallery
+        remove.click()
+        page.locator(HEATMAP).wait_for(state="detached", timeout=TIMEOUT)
     started = time.monotonic()
     page.locator("input[type=file]").set_input_files(file)
     page.wait_for_function(
-        """([selector, before]) => {
+        """selector => {
             const image = document.querySelector(selector);
-            return image && image.getAttribute("src") !== before && image.complete && image.naturalWidth;
+            return image && image.complete && image.naturalWidth;
         }""",
-        arg=[HEATMAP, before],
+        arg=HEATMAP,
         timeout=TIMEOUT,
     )
     return time.monotonic() - started

@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import pytest
 import streamlit as st
@@ -6,6 +7,7 @@ from pictures import ROOT, encode, noise
 from streamlit.testing.v1 import AppTest
 
 import gradcam
+from gallery import MAX_PICTURES
 from images import MAX_MEGABYTES
 from model import BadCheckpoint, Classifier
 
@@ -17,6 +19,12 @@ def page() -> AppTest:
 
 def headers(page: AppTest) -> list[str]:
     return [header.value for header in page.header]
+
+
+def evidence(page: AppTest) -> Any:
+    """The choice of the class whose evidence is shown."""
+    (control,) = [control for control in page.segmented_control if control.label == "Show the evidence"]
+    return control
 
 
 def texts(page: AppTest) -> str:
@@ -60,13 +68,47 @@ def test_choices_only_redraw(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(gradcam, "forward_with_feature_map", forward)
     painted = page.get("image")[1].proto.imgs[0].url
-    page.slider[0].set_value(20).run()
+    page.slider(key="page-opacity").set_value(20).run()
     assert not page.exception
     assert texts(page) == before
     assert page.get("image")[1].proto.imgs[0].url != painted
-    page.segmented_control[0].select("not_meme").run()
+    evidence(page).select("not_meme").run()
     assert not page.exception
     assert "Evidence against a meme" in str(page.get("image")[1].proto)
+
+
+@pytest.mark.parametrize("method", ["Grad-CAM++", "HiResCAM", "LayerCAM", "Occlusion"])
+def test_another_method_paints_another_heatmap_of_the_same_answer(page: AppTest, method: str) -> None:
+    page.pills(key="example").select("Cat meme").run()
+    before, painted = texts(page), page.get("image")[1].proto.imgs[0].url
+    page.selectbox(key="page-method").select(method).run()
+    assert not page.exception
+    assert texts(page) == before
+    assert page.get("image")[1].proto.imgs[0].url != painted
+
+
+def test_another_colour_map_brings_its_own_legend(page: AppTest) -> None:
+    page.pills(key="example").select("Cat meme").run()
+    assert "red: strong" in texts(page)
+    page.segmented_control(key="page-colours").select("viridis").run()
+    assert not page.exception
+    assert "yellow: strong" in texts(page)
+    assert "red" not in texts(page)
+
+
+@pytest.mark.parametrize(("example", "words"), [("Cat meme", "meme"), ("Mountains", "not a meme")])
+def test_the_heatmap_is_put_to_the_test_in_words(page: AppTest, example: str, words: str) -> None:
+    page.pills(key="example").select(example).run()
+    assert len(page.markdown) == 1
+    page.toggle(key="page-test").set_value(True).run()
+    assert not page.exception
+    sentence = page.markdown[-1].value
+    (before, after), *others = re.findall(r"(\d+)% → (\d+)%", sentence)
+    assert sentence.startswith(f"Without the strongest 20% of the heatmap (blurred): {words} **{before}% → {after}%**")
+    assert len(others) == 2
+    assert {other[0] for other in others} == {before}
+    assert f"Probability that this is a meme: {before if words == 'meme' else 100 - int(before)}%" in texts(page)
+    assert "without the strongest 20%" in str(page.get("image")[0].proto)
 
 
 def test_each_picture_starts_with_the_evidence_for_its_own_answer(page: AppTest) -> None:
@@ -74,7 +116,7 @@ def test_each_picture_starts_with_the_evidence_for_its_own_answer(page: AppTest)
         page.pills(key="example").select(example).run()
         expected = "Evidence against a meme" if other == "meme" else "Evidence for a meme"
         assert expected in str(page.get("image")[1].proto)
-        page.segmented_control[0].select(other).run()
+        evidence(page).select(other).run()
         assert expected not in str(page.get("image")[1].proto)
 
 
@@ -98,6 +140,55 @@ def test_a_bad_file_gets_its_sentence_and_the_page_stays_usable(page: AppTest, d
     assert len(headers(page)) == 1
 
 
+def gallery(page: AppTest, uploads: list[tuple[str, bytes]]) -> AppTest:
+    page.file_uploader[0].set_value([(name, data, "image/png") for name, data in uploads]).run()
+    assert not page.exception
+    return page
+
+
+def names(page: AppTest) -> list[str]:
+    return [text.value for text in page.text]
+
+
+def test_several_pictures_become_a_gallery(page: AppTest) -> None:
+    examples = [(f"{name}.jpg", (ROOT / "examples" / f"{name}.jpg").read_bytes()) for name in ("cat_meme", "mountains")]
+    gallery(page, [*examples, ("**bold** <b>../../x.png", b"nothing")])
+    assert names(page) == ["cat_meme.jpg", "mountains.jpg", "**bold** <b>../../x.png"]
+    assert "Meme: 1 · Not a meme: 1 · Not sure: 0 · Cannot be read: 1" in [text.value for text in page.markdown]
+    captions = [caption.value for caption in page.caption]
+    assert any(re.fullmatch(r"Meme, \d+%", caption) for caption in captions)
+    assert any(re.fullmatch(r"Not a meme, \d+%", caption) for caption in captions)
+    assert any(caption.startswith("This file is not a picture in a format we read") for caption in captions)
+    (control,) = [control for control in page.segmented_control if control.label == "Show"]
+    control.select("not_meme").run()
+    assert names(page) == ["mountains.jpg"]
+
+
+def test_the_gallery_shows_page_after_page_in_the_chosen_order(page: AppTest) -> None:
+    gallery(page, [(f"{seed}.png", encode(noise(60, 60, seed))) for seed in range(23)])
+    assert names(page) == [f"{seed}.png" for seed in range(20)]
+    page.selectbox[-1].select("least like a meme first").run()
+    first = names(page)
+    assert len(first) == 20
+    pagination: Any = next(iter(page.get("pagination")))
+    pagination.set_value(2).run()
+    assert sorted(first + names(page)) == sorted(f"{seed}.png" for seed in range(23))
+
+
+def test_one_picture_is_no_gallery(page: AppTest) -> None:
+    gallery(page, [("one.png", encode(noise(60, 60)))])
+    assert "All pictures" not in [subheader.value for subheader in page.subheader]
+    assert len(headers(page)) == 1
+
+
+def test_past_the_limit_the_page_says_so(page: AppTest) -> None:
+    gallery(page, [(f"{seed}.png", b"nothing") for seed in range(MAX_PICTURES + 3)])
+    assert [warning.value for warning in page.warning] == [
+        "Only the first 100 of these 103 pictures are looked at; that is the limit."
+    ]
+    assert "Cannot be read: 100" in page.markdown[-1].value
+
+
 def test_a_missing_checkpoint_gets_its_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def load() -> None:
         raise BadCheckpoint("There is no checkpoint.")
@@ -108,6 +199,21 @@ def test_a_missing_checkpoint_gets_its_sentence(monkeypatch: pytest.MonkeyPatch)
     page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
     page.pills(key="example").select("Mountains").run()
     assert [error.value for error in page.error] == ["There is no checkpoint."]
+    gallery(page, [(f"{seed}.png", encode(noise(60, 60, seed))) for seed in range(2)])
+    assert [error.value for error in page.error] == ["There is no checkpoint."]
+
+
+def test_a_picture_that_fell_out_of_the_cache_does_not_lock_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    st.cache_data.clear()
+    st.cache_resource.clear()
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30).run()
+    page.pills(key="example").select("Cat meme").run()
+    st.cache_data.clear()
+    page.toggle(key="page-test").set_value(True).run()
+    assert not page.exception
+    assert page.markdown[-1].value.startswith("Without the strongest")
+    st.cache_resource.clear()
 
 
 def test_an_animation_says_that_one_frame_was_judged(page: AppTest) -> None:

@@ -1,10 +1,12 @@
 """The page as a visitor meets it: the real server, the real checkpoint, a real Chromium."""
 
 import base64
+import csv
 import os
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from bench_page import chromium, running_server
 
 WIDTHS = pytest.mark.parametrize(("width", "height"), [(1440, 1000), (390, 844)], ids=["desktop", "phone"])
 PATIENCE = 60_000  # ms; the first answer waits for the network to load, perhaps beside other work
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,12 @@ def expect_answer(page: Page, words: str) -> None:
         expect(image).to_be_visible()
         page.wait_for_function("image => image.complete && image.naturalWidth > 100", arg=image.element_handle())
     expect(page.get_by_test_id("stAlert")).to_have_count(0)
+    settled(page)
+
+
+def settled(page: Page) -> None:
+    """Nothing is being redrawn: a download button that is about to be replaced gives nothing."""
+    page.wait_for_timeout(300)
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
 
 
@@ -88,8 +97,9 @@ def test_a_visitor_reads_the_answers(page: Page) -> None:
     expect_answer(page, "Not a meme")
 
     upload.set_input_files(file("broken.png", plain[:5000]))
-    expect(page.get_by_text("This picture is damaged or incomplete and cannot be opened.")).to_be_visible()
-    expect(page.locator(".st-key-answer img")).to_have_count(0)
+    answer = page.locator(".st-key-answer")
+    expect(answer.get_by_text("This picture is damaged or incomplete and cannot be opened.")).to_be_visible()
+    expect(answer.locator("img")).to_have_count(0)
 
     paste(page, meme)
     expect_answer(page, "Meme")
@@ -102,6 +112,68 @@ def test_a_visitor_reads_the_answers(page: Page) -> None:
             assert (heatmap.format, heatmap.size) == ("PNG", mountains().size)
 
     # Streamlit's own scrolling area; the document never gets wider than the window.
+    assert page.get_by_test_id("stMain").evaluate("area => area.scrollWidth <= area.clientWidth")
+
+
+@WIDTHS
+@pytest.mark.usefixtures("height", "width")
+def test_a_visitor_puts_a_heatmap_to_the_test(page: Page) -> None:
+    page.get_by_text("Cat meme", exact=True).click()
+    expect_answer(page, "Meme")
+    answer = page.locator(".st-key-answer")
+    method = answer.get_by_test_id("stSelectbox").locator("input")
+    method.scroll_into_view_if_needed()
+    settled(page)  # a list that opens while the page scrolls closes again
+    method.click()
+    page.get_by_role("option", name="LayerCAM", exact=True).click()
+    settled(page)
+    answer.get_by_text("Viridis", exact=True).click()
+    expect(answer.get_by_text("yellow: strong")).to_be_visible()
+    answer.get_by_text("Test the heatmap", exact=True).click()
+    expect(answer.get_by_text("Without the strongest 20% of the heatmap (blurred): meme")).to_be_visible()
+    expect(answer.locator("img[alt='Your picture without the strongest 20%']")).to_be_visible()
+    settled(page)
+    with page.expect_download() as download:
+        answer.get_by_role("button", name="Download the heatmap").click()
+    with Image.open(download.value.path()) as heatmap:
+        assert heatmap.info["Method"] == "LayerCAM"
+        assert len(heatmap.info["Checkpoint SHA-256"]) == 64
+
+
+@WIDTHS
+@pytest.mark.usefixtures("height", "width")
+def test_a_visitor_sorts_several_pictures(page: Page) -> None:
+    meme, plain = encode(captioned(mountains(), "ONE DOES NOT SIMPLY", "TAKE A DAY OFF")), encode(mountains())
+    name = "**bold** <img src=x onerror=alert(1)>.png"
+    files = [file("meme.png", meme), file(name, plain), file("broken.png", plain[:5000])]
+    page.locator("input[type=file]").set_input_files(files)
+    gallery = page.locator(".st-key-gallery")
+    expect(gallery.get_by_text("Meme: 1 · Not a meme: 1 · Not sure: 0 · Cannot be read: 1")).to_be_visible()
+    expect(gallery.get_by_text(name, exact=True)).to_be_visible()
+    expect(gallery.get_by_text("This picture is damaged or incomplete and cannot be opened.")).to_be_visible()
+
+    settled(page)
+    gallery.locator("[class*='st-key-open-'] button").nth(1).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("heading", name="Not a meme")).to_be_visible()
+    expect(dialog.locator("img[alt*='heatmap']")).to_be_visible()
+    dialog.get_by_text("meme", exact=True).last.click()
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_have_count(0)
+    expect(gallery.get_by_text("you: meme")).to_be_visible()
+    settled(page)
+
+    with page.expect_download() as download:
+        gallery.get_by_role("button", name="Table (CSV)").click()
+    with download.value.path().open(newline="", encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["path"] for row in rows] == ["meme.png", name, "broken.png"]
+    assert [(row["verdict"], row["correction"]) for row in rows[:2]] == [("meme", ""), ("not_meme", "meme")]
+    with page.expect_download() as download:
+        gallery.get_by_role("button", name="Pictures, sorted (ZIP)").click()
+    with ZipFile(download.value.path()) as archive:
+        assert [archive.read(member) for member in archive.namelist()] == [meme, plain]
+        assert all(member.startswith("meme/") for member in archive.namelist())
     assert page.get_by_test_id("stMain").evaluate("area => area.scrollWidth <= area.clientWidth")
 
 
