@@ -1,0 +1,137 @@
+"""The HTTP interface as a client meets it, without a network in between."""
+
+import base64
+from io import BytesIO
+from typing import Any
+
+import pytest
+import schemathesis
+from httpx2 import Client
+from hypothesis import HealthCheck, settings
+from pictures import ROOT, encode, noise
+from PIL import Image
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+import serve
+from bench_page import running_server
+from gradcam import explain, overlay
+from images import open_picture
+from model import BadCheckpoint, Classifier
+
+MEME = (ROOT / "examples" / "cat_meme.jpg").read_bytes()
+
+
+@pytest.fixture
+def client() -> TestClient:
+    return TestClient(Starlette(routes=list(serve.routes)))
+
+
+def pictures(*uploads: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("pictures", upload) for upload in uploads]
+
+
+def test_one_and_many_pictures_get_the_pages_answers(client: TestClient, classifier: Classifier) -> None:
+    name = '../a "b" <i>.png'
+    response = client.post("/api/classify", files=pictures(("cat.jpg", MEME), (name, encode(noise(90, 60)))))
+    assert response.status_code == 200
+    said = response.json()
+    assert said["checkpoint"] == classifier.sha256
+    expected = classifier.predict([open_picture(MEME), noise(90, 60)])
+    assert [row["meme_probability"] for row in said["pictures"]] == [round(p.meme_probability, 4) for p in expected]
+    assert [row["verdict"] for row in said["pictures"]] == [prediction.verdict for prediction in expected]
+    assert said["pictures"][0]["name"] == "cat.jpg"
+    assert all(set(row) == {"name", "label", "meme_probability", "verdict"} for row in said["pictures"])
+
+
+def test_overlays_come_on_request(client: TestClient, classifier: Classifier) -> None:
+    response = client.post("/api/classify?overlays=true", files=pictures(("cat.jpg", MEME)))
+    (row,) = response.json()["pictures"]
+    picture = open_picture(MEME)
+    (explanation,) = explain(classifier, [picture])
+    with Image.open(BytesIO(base64.b64decode(row["overlay_png"]))) as heatmap:
+        assert heatmap.tobytes() == overlay(picture, explanation.heat[row["label"]]).tobytes()
+        assert heatmap.info["Checkpoint SHA-256"] == classifier.sha256
+
+
+def test_a_bad_picture_among_others_is_named_and_stops_nothing(client: TestClient) -> None:
+    response = client.post("/api/classify", files=pictures(("bad.jpg", MEME[:3000]), ("cat.jpg", MEME)))
+    assert response.status_code == 200
+    bad, good = response.json()["pictures"]
+    assert bad == {"name": "bad.jpg", "error": "This picture is damaged or incomplete and cannot be opened."}
+    assert good["label"] == "meme"
+
+
+def test_what_is_wrong_gets_a_status_and_a_sentence(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = {"content-type": "multipart/form-data; boundary=x"}
+    big = [("pictures", (f"{n}.jpg", bytes(10_000_000))) for n in range(11)]
+    too_many = [("pictures", (f"{n}.jpg", b"x")) for n in range(101)]
+    for status, response in (
+        (422, client.post("/api/classify", files=pictures(("bad.jpg", b"nothing")))),
+        (422, client.post("/api/classify", files=pictures(("empty.jpg", b"")))),
+        (422, client.post("/api/classify?overlays=maybe", files=pictures(("cat.jpg", MEME)))),
+        (422, client.post("/api/classify", files=[("other", ("cat.jpg", MEME))])),
+        (422, client.post("/api/classify", files=too_many)),
+        (422, client.post("/api/classify", content=b"--y\r\nnonsense", headers=broken)),
+        (422, client.post("/api/classify", content=b"", headers={"content-type": "multipart/form-data"})),
+        (415, client.post("/api/classify", content=MEME, headers={"content-type": "image/jpeg"})),
+        (415, client.post("/api/classify")),
+        (413, client.post("/api/classify", files=big)),
+        (405, client.get("/api/classify")),
+    ):
+        assert response.status_code == status, response.text
+        if status != 405:
+            assert set(response.json()) == {"error"}
+            assert response.json()["error"].endswith((".", "pictures")) or ":" in response.json()["error"]
+
+    def load() -> None:
+        raise BadCheckpoint("There is no checkpoint.")
+
+    monkeypatch.setattr(serve, "load_classifier", load)
+    response = client.post("/api/classify", files=pictures(("cat.jpg", MEME)))
+    assert (response.status_code, response.json()) == (503, {"error": "There is no checkpoint."})
+
+
+def test_when_too_many_wait_the_next_is_told_to_come_back(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "MAX_WAITING", 0)
+    response = client.post("/api/classify", files=pictures(("cat.jpg", MEME)))
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) > 0
+
+
+def test_uploads_never_touch_the_disk(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rollover(_self: object) -> None:
+        raise AssertionError("written to the disk")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", rollover)
+    big = encode(noise(3000, 2000), "BMP")[:9_900_000]
+    response = client.post("/api/classify", files=pictures(("big.bmp", big), ("cat.jpg", MEME)))
+    assert response.status_code == 200
+    assert "error" in response.json()["pictures"][0]
+
+
+def test_one_process_serves_the_page_and_the_answers() -> None:
+    with running_server("serve.py") as (address, _), Client(base_url=address, timeout=60) as browser:
+        assert "<title>Streamlit</title>" in browser.get("/").text
+        (row,) = browser.post("/api/classify", files=pictures(("cat.jpg", MEME))).json()["pictures"]
+        assert row["label"] == "meme"
+        assert browser.get("/api/openapi.json").json()["info"]["title"] == "Meme Classifier"
+
+
+def test_the_description_is_of_what_is_there(client: TestClient) -> None:
+    description = client.get("/api/openapi.json").json()
+    assert description["openapi"].startswith("3.")
+    assert list(description["paths"]) == ["/api/classify"]
+    answers = description["paths"]["/api/classify"]["post"]["responses"]
+    assert set(answers) == {"200", "413", "415", "422", "429", "503"}
+
+
+schema = schemathesis.openapi.from_asgi("/api/openapi.json", Starlette(routes=list(serve.routes)))
+
+
+@schema.parametrize()
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_whatever_is_sent_gets_what_the_description_says(case: schemathesis.Case[Any]) -> None:
+    # That bytes are a readable picture is nothing that a schema can say, so they may be refused.
+    case.call_and_validate(excluded_checks=[positive_data_acceptance])
