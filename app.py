@@ -307,7 +307,7 @@ with st.container(key="page"):
     )
     st.caption(
         f"Up to {MAX_PICTURES} pictures and {MAX_TOTAL_MEGABYTES} MB at once; for more, there is the command line: "
-        "`python classify.py FOLDER --csv FILE`."
+        "python classify.py FOLDER --csv FILE."
     )
     example = st.pills("Or try one of ours", list(EXAMPLES), key="example")
     within = within_limits([upload.size for upload in uploaded])

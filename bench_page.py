@@ -134,7 +134,7 @@ def measure(count: int) -> None:
 def take_screenshots() -> None:
     """Save the page with a meme and with another picture, both from the examples, into outputs/."""
     with running_server() as (address, _), chromium() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 1180})
+        page = browser.new_page(viewport={"width": 1280, "height": 1370})
         page.goto(address)
         for example, name in (("Cat meme", "output.png"), ("Mountains", "output2.png")):
             page.get_by_text(example, exact=True).click(timeout=TIMEOUT)
