@@ -200,16 +200,21 @@ def show(data: bytes, place: str) -> None:
 @st.dialog("One of the pictures", width="large", on_dismiss="rerun")
 def open_item(key: str, data: bytes) -> None:
     show(data, "dialog")
-    corrections: dict[str, str] = st.session_state["corrections"]
-    chosen = st.segmented_control(
+    st.segmented_control(
         "Your own verdict, for the table and the sorted pictures",
         list(CLASS_NAMES),
         format_func=CLASS_NAMES.__getitem__,
-        default=corrections.get(key),
+        default=st.session_state["corrections"].get(key),
         key=f"correction-{key}",
+        on_change=correct,  # unlike the lines below a widget, it runs even if the dialog is closed at once
+        args=(key,),
     )
+
+
+def correct(key: str) -> None:
+    corrections: dict[str, str] = st.session_state["corrections"]
     corrections.pop(key, None)
-    if chosen:
+    if chosen := st.session_state[f"correction-{key}"]:
         corrections[key] = chosen
 
 
