@@ -344,7 +344,7 @@ def in_words(table: dict[str, Scores]) -> str:
 def draw_scores(path: Path, table: dict[str, Scores], sanity: dict[str, dict[str, float | None]]) -> None:
     """Draw each score's intervals by method, and the likeness to randomised networks."""
     shown = [score for score in next(iter(table.values())) if score != "area of captions"]
-    figure = Figure(figsize=(16, 9), layout="constrained")
+    figure = Figure(figsize=(22, 9), layout="constrained")
     axes = list(figure.subplots(2, 5).flat)
     for ax, score in zip(axes, shown, strict=False):
         found = [table[name][score] for name in table]
@@ -353,12 +353,12 @@ def draw_scores(path: Path, table: dict[str, Scores], sanity: dict[str, dict[str
         colours = ["tab:grey" if name in CONTROLS else "tab:blue" for name in table]
         ax.barh(range(len(table)), value, xerr=spread.clip(0), color=colours)
         better = "lower" if lower_is_better(score) else "higher"
-        ax.set(title=f"{score} ({better} is better)", yticks=range(len(table)), yticklabels=list(table))
+        ax.set(title=score, xlabel=f"{better} is better", yticks=range(len(table)), yticklabels=list(table))
         ax.invert_yaxis()
     last = axes[len(shown)]
     for name, row in sanity.items():
         last.plot(list(row), [math.nan if value is None else value for value in row.values()], marker=".", label=name)
-    last.set(title="Likeness to maps of a network random from here on", ylim=(-0.5, 1))
+    last.set(title="randomised weights", ylabel="likeness to the maps before", ylim=(-0.5, 1))
     last.tick_params(axis="x", rotation=45)
     last.legend()
     figure.savefig(path, dpi=70)
