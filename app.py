@@ -127,9 +127,8 @@ def in_words(checked: Check, shown: str, before: float) -> str:
 
 
 @st.fragment
-def show_answer(data: bytes, place: str) -> None:
+def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, place: str) -> None:
     """The answer and its heatmap; the controls in here redraw it without classifying again."""
-    picture, explanation = answer(data)
     st.header(VERDICTS[explanation.prediction.verdict], anchor=False)
     probability = explanation.prediction.meme_probability
     st.progress(probability, text=f"Probability that this is a meme: {probability:.0%}")
@@ -162,7 +161,7 @@ def show_answer(data: bytes, place: str) -> None:
         test = st.toggle("Test the heatmap", help=ABOUT_TEST, key=f"{place}-test")
         download = st.container(width="content")
 
-    heat = heat_by(method, data)[shown]
+    heat = (explanation.heat if method == GRAD_CAM else heat_by(method, data))[shown]
     heatmap = overlay(picture, heat, opacity / 100, colour_map)
     strength = next(words for least, words in STRENGTHS if heat.max() >= least)
     found = f"Evidence {EVIDENCE[shown]}: {strength}"
@@ -191,8 +190,7 @@ def show_answer(data: bytes, place: str) -> None:
 
 def show(data: bytes, place: str) -> None:
     try:
-        answer(data)  # outside of the fragment, for its errors to land here
-        show_answer(data, place)
+        show_answer(data, *answer(data), place)
     except BadImage as error:
         st.error(str(error), icon=":material/broken_image:")
 

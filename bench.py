@@ -51,10 +51,10 @@ def contenders(classifier: Classifier) -> dict[str, Callable[[], object]]:
     }
 
 
-def plain_network() -> nn.Module:
-    """Torchvision's DenseNet121 with our weights, in full precision."""
+def plain_network(checkpoint: Path = DEFAULT_CHECKPOINT) -> nn.Module:
+    """Torchvision's DenseNet121 with a checkpoint's weights, in full precision."""
     network: nn.Module = torchvision.models.densenet121(num_classes=len(CLASSES)).eval()
-    network.load_state_dict(torch.load(DEFAULT_CHECKPOINT, map_location="cpu", weights_only=True)["state_dict"])
+    network.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     return network
 
 

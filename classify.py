@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from gradcam import GRAD_CAM, Explanation, explain_inputs, overlay, to_png
+from gradcam import Explanation, answer_png, explain_inputs
 from images import BadImage, find_pictures, open_picture, squash
 from model import DEFAULT_CHECKPOINT, BadCheckpoint, Classifier, Prediction
 from tables import AS_IT_CAME, READERS, BadTable, CsvTable, Row, Table, open_table, row_of
@@ -132,9 +132,7 @@ def overlay_of(folder: Path, path: Path) -> Path:
 
 def save_overlay(classifier: Classifier, folder: Path, path: Path, explanation: Explanation) -> None:
     """Save the picture under the heatmap of its own answer."""
-    label = explanation.prediction.label
-    heatmap = overlay(open_picture(path), explanation.heat[label])
-    save_new(overlay_of(folder, path), to_png(heatmap, classifier, explanation.prediction, label, GRAD_CAM))
+    save_new(overlay_of(folder, path), answer_png(classifier, open_picture(path), explanation))
 
 
 def classify_into(

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 from tqdm import tqdm
 
+from bench import plain_network
 from calibrate import open_batches
 from evaluate import read_folder
 from gradcam import METHODS, OCCLUSION, evidence, falls_by_occlusion, forward_with_feature_map, stretch
@@ -93,8 +93,7 @@ def makers(classifier: Classifier, checkpoint: Path) -> dict[str, Maker]:
 
         return make
 
-    theirs = torchvision.models.densenet121(num_classes=len(classifier.classes)).eval()
-    theirs.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    theirs = plain_network(checkpoint)
     library = GradCAM(theirs, [theirs.get_submodule("features.norm5")])
     draw = np.random.default_rng(SEED)
 

@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import PurePosixPath
 from zipfile import ZIP_STORED, ZipFile
 
-from gradcam import GRAD_CAM, explain, overlay, to_png
+from gradcam import answer_png, explain
 from images import BadImage, open_picture
 from model import Classifier, Prediction
 from tables import csv_text, row_of
@@ -145,9 +145,7 @@ def overlays(
                     picture = open_picture(data)
                     (explanation,) = explain(classifier, [picture])
                     picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
-                    label = explanation.prediction.label
-                    heatmap = overlay(picture, explanation.heat[label])
-                    content = to_png(heatmap, classifier, explanation.prediction, label, GRAD_CAM)
+                    content = answer_png(classifier, picture, explanation)
                 archive.writestr(f"{number:04}_{safe_name(items[key].name)}.png", content)
     return buffer.getvalue()
 

@@ -318,3 +318,9 @@ def to_png(heatmap: Image.Image, classifier: Classifier, prediction: Prediction,
     buffer = BytesIO()
     heatmap.save(buffer, "PNG", pnginfo=about)
     return buffer.getvalue()
+
+
+def answer_png(classifier: Classifier, picture: Image.Image, explanation: Explanation) -> bytes:
+    """The picture under the Grad-CAM of its own answer, as a PNG that says how it came about."""
+    label = explanation.prediction.label
+    return to_png(overlay(picture, explanation.heat[label]), classifier, explanation.prediction, label, GRAD_CAM)

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gallery import MAX_PICTURES, MAX_TOTAL_MEGABYTES
-from gradcam import GRAD_CAM, explain, overlay, to_png
+from gradcam import answer_png, explain
 from images import BadImage, open_picture
 from model import CLASSES, NOT_SURE, BadCheckpoint, Classifier
 
@@ -97,9 +97,7 @@ def answer(name: str, data: bytes, *, with_overlay: bool) -> dict[str, Any]:
         "verdict": prediction.verdict,
     }
     if with_overlay:
-        heatmap = overlay(picture, explanation.heat[prediction.label])
-        content = to_png(heatmap, classifier, prediction, prediction.label, GRAD_CAM)
-        row["overlay_png"] = base64.b64encode(content).decode()
+        row["overlay_png"] = base64.b64encode(answer_png(classifier, picture, explanation)).decode()
     return row
 
 
