@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from engine import engine, load_fastest
 from gradcam import Explanation, answer_png, explain_inputs
 from images import BadImage, find_pictures, open_picture, squash
 from model import DEFAULT_CHECKPOINT, BadCheckpoint, Classifier, Prediction
@@ -192,11 +193,16 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Say of pictures whether they are memes.")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a picture, a folder, a pattern, or - for a list")
     for kind in READERS:
-        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write the table as {kind}")
+        parser.add_argument(f"--{kind}", metavar="FILE", help=f"write the table as {kind}")
     parser.add_argument("--copy-to", type=Path, metavar="DIR", help="copy into meme, not_meme and not_sure there")
     parser.add_argument("--overlays", type=Path, metavar="DIR", help="save each picture under its heatmap there")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
-    return parser.parse_args()
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: on a cluster of machines")
+    arguments = parser.parse_args()
+    arguments.tables = {kind: getattr(arguments, kind) for kind in READERS if getattr(arguments, kind)}
+    if arguments.engine == "ray" and (len(arguments.tables) != 1 or arguments.copy_to or arguments.overlays):
+        parser.error(f"with --engine ray there must be one of --{', --'.join(READERS)}, and no copies or overlays")
+    return arguments
 
 
 def main() -> int:
@@ -207,6 +213,8 @@ def main() -> int:
     """
     arguments = parse()
     try:
+        if arguments.engine == "ray":
+            return run_on_cluster(arguments)
         with ExitStack() as stack:
             return run(arguments, stack)
     except (BadCheckpoint, BadTable) as error:
@@ -225,20 +233,29 @@ def main() -> int:
         return 130
 
 
-def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
-    """Do what the command line says; 0 when all was read, 1 when some files failed."""
+def pictures_for(arguments: argparse.Namespace, tables: list[Path]) -> list[Path]:
+    """The pictures that the command line means, less what an earlier run has copied and painted."""
     outputs = [os.path.realpath(folder) + os.sep for folder in (arguments.copy_to, arguments.overlays) if folder]
-    files = {kind: getattr(arguments, kind) for kind in READERS if getattr(arguments, kind)}
-    tables_at = {os.path.realpath(file): file for file in files.values()}
+    tables_at = {os.path.realpath(file): file for file in tables}
     paths = []
     for path in dict.fromkeys(found for pattern in arguments.paths for found in find(pattern)):
         real = os.path.realpath(path)
         if real in tables_at:
             raise BadTable(f"{tables_at[real]} is one of the pictures.")
-        if not real.startswith(tuple(outputs)):  # what an earlier run copied and painted
+        if not real.startswith(tuple(outputs)):
             paths.append(path)
+    return paths
 
-    classifier = Classifier.load(arguments.checkpoint)
+
+def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
+    """Do what the command line says; 0 when all was read, 1 when some files failed."""
+    files = {kind: Path(file) for kind, file in arguments.tables.items()}
+    paths = pictures_for(arguments, list(files.values()))
+    if arguments.overlays:  # they need the network itself
+        classifier = Classifier.load(arguments.checkpoint)
+    else:
+        classifier = load_fastest(arguments.checkpoint)
+        print(f"Engine: {engine()}", file=sys.stderr)
     tables = open_tables(files, classifier.sha256, stack)
     done = {path: row for path, row in tables[0][1].items() if all(path in rows for _, rows in tables)}
     if arguments.overlays:
@@ -260,7 +277,27 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
         if isinstance(answer, BadImage):
             failed += 1
             tqdm.write(f"{path}: {answer}", file=sys.stderr)
-    print(f"{len(todo) - failed} pictures classified, {failed} files failed", file=sys.stderr)
+    return summary(len(todo) - failed, failed)
+
+
+def run_on_cluster(arguments: argparse.Namespace) -> int:
+    """Do what the command line says with Ray; 0 when all was read, 1 when some files failed."""
+    try:
+        from cluster import classify_on_cluster, find_at, is_address  # noqa: PLC0415
+    except ImportError as error:
+        raise SystemExit(f"{error.name} is missing: pip install -r requirements-cluster.txt") from error
+    paths = [
+        found
+        for pattern in arguments.paths
+        for found in (find_at(pattern) if is_address(pattern) else map(str, find(pattern)))
+    ]
+    ((kind, target),) = arguments.tables.items()
+    return summary(*classify_on_cluster(dict.fromkeys(paths), arguments.checkpoint, target, kind))
+
+
+def summary(classified: int, failed: int) -> int:
+    """Say how it went; 0 when all was read, 1 when some files failed."""
+    print(f"{classified} pictures classified, {failed} files failed", file=sys.stderr)
     return 1 if failed else 0
 
 

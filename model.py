@@ -102,8 +102,12 @@ class Classifier:
     about: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def load(cls, path: str | Path = DEFAULT_CHECKPOINT) -> Self:
+    def load(cls, path: str | Path = DEFAULT_CHECKPOINT, dtype: torch.dtype | None = None) -> Self:
         """Read a checkpoint that `save_checkpoint` wrote.
+
+        Args:
+            path: where it lies.
+            dtype: what `for_inference` takes.
 
         Raises:
             BadCheckpoint: if the file is missing, damaged, or holds something else.
@@ -133,7 +137,7 @@ class Classifier:
             network = build_network()
             network.load_state_dict(checkpoint["state_dict"], strict=True)
             return cls(
-                network=for_inference(network),
+                network=for_inference(network, dtype),
                 classes=classes,
                 preprocessing=Preprocessing(
                     int(checkpoint["input_size"]), tuple(checkpoint["mean"]), tuple(checkpoint["std"])
@@ -176,9 +180,9 @@ class Classifier:
         return Prediction(label, probability, NOT_SURE if low < probability < high else label)
 
 
-def build_network() -> nn.Sequential:
-    """Torchvision's DenseNet121 with two outputs, untrained."""
-    return in_stages(torchvision.models.densenet121(num_classes=len(CLASSES)))
+def build_network(outputs: int = len(CLASSES)) -> nn.Sequential:
+    """Torchvision's DenseNet121, untrained."""
+    return in_stages(torchvision.models.densenet121(num_classes=outputs))
 
 
 def in_stages(densenet: torchvision.models.DenseNet) -> nn.Sequential:

@@ -101,20 +101,27 @@ class CsvTable:
         self.file.close()
 
 
+SCHEMA = pa.schema([(name, pa.float64() if name == "meme_probability" else pa.string()) for name in COLUMNS])
+
+
+def arrow_table(rows: list[Row]) -> pa.Table:
+    """The rows for Arrow, which knows only UTF-8: other bytes in a name are spelled out, as Python would."""
+    cells = [asdict(row) | {"path": row.path.encode(errors="backslashreplace").decode()} for row in rows]
+    return pa.Table.from_pylist(cells, SCHEMA)
+
+
 class ParquetTable:
     """Parquet; there under its name once it is closed."""
-
-    schema = pa.schema([(name, pa.float64() if name == "meme_probability" else pa.string()) for name in COLUMNS])
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
-        self.writer = pq.ParquetWriter(self.partial, self.schema)
-        self.rows: list[dict[str, Any]] = []
+        self.writer = pq.ParquetWriter(self.partial, SCHEMA)
+        self.rows: list[Row] = []
 
     def write(self, row: Row) -> None:
-        """Add a row; Parquet knows only UTF-8, so other bytes in a name are spelled out, as Python would."""
-        self.rows.append(asdict(row) | {"path": row.path.encode(errors="backslashreplace").decode()})
+        """Add a row."""
+        self.rows.append(row)
         if len(self.rows) >= ROW_GROUP:
             self._flush()
 
@@ -127,7 +134,7 @@ class ParquetTable:
     def _flush(self) -> None:
         rows, self.rows = self.rows, []
         if rows:
-            self.writer.write_table(pa.Table.from_pylist(rows, self.schema))
+            self.writer.write_table(arrow_table(rows))
 
 
 def csv_cells(row: Row) -> tuple[str, ...]:
@@ -135,6 +142,12 @@ def csv_cells(row: Row) -> tuple[str, ...]:
     path, *others = astuple(row)
     safe = "'" + path if path.startswith((*FORMULA_STARTS, "'")) else path
     return safe, *("" if cell is None else str(cell) for cell in others)
+
+
+def csv_arrow_table(rows: list[Row]) -> pa.Table:
+    """The rows as `csv_cells` makes them, for Arrow."""
+    cells = [[cell.encode(errors="backslashreplace").decode() for cell in csv_cells(row)] for row in rows]
+    return pa.table([pa.array(column, pa.string()) for column in zip(*cells, strict=True)], COLUMNS)
 
 
 def csv_text(rows: list[Row], more: dict[str, list[str]]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import classify
 from model import Classifier
 
 
@@ -15,5 +16,6 @@ def run(
     """Call `main` with these arguments; a classifier given here is what any checkpoint loads as."""
     if classifier:
         monkeypatch.setattr(Classifier, "load", lambda _path: classifier)
+        monkeypatch.setattr(classify, "load_fastest", lambda _path: classifier)
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
     return main()

@@ -1,0 +1,129 @@
+"""The answers of classify.py from many processes or machines, with Ray: classify.py --engine ray
+
+A path may then also be an address that fsspec knows, like s3://bucket/folder, and so may be the table, which becomes
+a folder of files. Needs requirements-cluster.txt on all machines; docs/cluster.md tells the rest.
+"""
+
+import math
+import os
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pd
+import ray
+import ray.data
+import torch
+from numpy.typing import NDArray
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+from engine import load_fastest
+from images import MAX_MEGABYTES, SUFFIXES, BadImage, open_picture, squash
+from model import Classifier
+from tables import BadTable, Row, arrow_table, csv_arrow_table, row_of
+
+HERE = Path(__file__).parent
+MODULES = ("cluster", "engine", "images", "model", "tables")  # what other machines need of this project
+BATCH = 16  # pictures that the network answers at once
+BLOCK = 64  # pictures of one task, which is done again if its machine is lost
+
+
+def is_address(path: str) -> bool:
+    """Whether a path names its file system, as in s3://bucket/folder."""
+    return "://" in path
+
+
+def find_at(address: str) -> list[str]:
+    """The picture at an address, or all pictures below it; what is not there stays, to be named later."""
+    files, path = fsspec.url_to_fs(address)
+    if not files.isdir(path):
+        return [address]
+    found = (files.unstrip_protocol(name) for name in files.find(path))
+    return sorted(name for name in found if name.rpartition(".")[2].lower() in SUFFIXES)
+
+
+def read(place: str) -> bytes | Path:
+    """The content at an address, cut off past the limit; a local path stays one."""
+    if not is_address(place):
+        return Path(place)
+    try:
+        with fsspec.open(place) as file:
+            content: bytes = file.read(MAX_MEGABYTES * 1_000_000 + 1)
+            return content
+    except Exception as error:  # each file system has its own
+        raise BadImage(f"This file cannot be read: {str(error) or type(error).__name__}.") from error
+
+
+def see(item: dict[str, Any], side: int) -> dict[str, Any]:
+    """What the network sees of the picture at a place, or what is wrong with the file."""
+    try:
+        square = squash(open_picture(read(os.fsdecode(item["place"]))), side)
+        return {"path": item["path"], "square": square, "error": ""}
+    except BadImage as error:
+        return {"path": item["path"], "square": np.zeros((side, side, 3), np.uint8), "error": str(error)}
+
+
+class Answers:
+    """A process that has loaded the network once and answers batch after batch."""
+
+    def __init__(self, checkpoint: bytes, as_table: Callable[[list[Row]], pa.Table]) -> None:
+        torch.set_num_threads(1)  # Ray gives it one core
+        self.as_table = as_table
+        with NamedTemporaryFile(suffix=".pth") as file:
+            file.write(checkpoint)
+            file.flush()
+            self.classifier = load_fastest(Path(file.name))
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> pa.Table:
+        """Turn what `see` gives into rows of a table."""
+        predictions = self.classifier.answer(self.classifier.preprocessing.normalise(list(batch["square"])))
+        answers = zip(batch["path"], batch["error"], predictions, strict=True)
+        sha256 = self.classifier.sha256
+        return self.as_table([row_of(os.fsdecode(p), BadImage(e) if e else said, sha256) for p, e, said in answers])
+
+
+def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, kind: str) -> tuple[int, int]:
+    """Classify on the cluster that the variable RAY_ADDRESS names, else on this machine's cores.
+
+    Args:
+        paths: local ones, which all machines must see, and addresses.
+        checkpoint: a local path.
+        target: path or address of the folder for the table's files.
+        kind: csv, json or parquet.
+
+    Returns:
+        How many pictures were classified, and how many files failed.
+
+    Raises:
+        BadTable: if there is something at the target.
+        BadCheckpoint: if the checkpoint cannot be used.
+    """
+    files, place = fsspec.url_to_fs(target)
+    if files.exists(place) and files.find(place):
+        raise BadTable(f"{target} is there already; on a cluster, a table is written in one go.")
+    side = Classifier.load(checkpoint).preprocessing.input_size
+    items = [{"path": os.fsencode(p), "place": os.fsencode(p if is_address(p) else Path(p).absolute())} for p in paths]
+    ray.init(runtime_env={"py_modules": [str(HERE / f"{name}.py") for name in MODULES]}, log_to_driver=False)
+    try:
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        listed = ray.data.from_items(items, override_num_blocks=math.ceil(len(items) / BLOCK) or 1)
+        rows = listed.map(partial(see, side=side)).map_batches(
+            Answers,
+            batch_size=BATCH,
+            # Opening a picture takes a core about as long as answering it.
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cores // 2)),
+            num_cpus=1,
+            fn_constructor_args=(checkpoint.read_bytes(), csv_arrow_table if kind == "csv" else arrow_table),
+        )
+        writers = {"csv": rows.write_csv, "json": rows.write_json, "parquet": rows.write_parquet}
+        writers[kind](place, filesystem=PyFileSystem(FSSpecHandler(files)))
+    finally:
+        ray.shutdown()
+    answered = pd.dataset(place, format=kind, filesystem=files)
+    failed = answered.count_rows(filter=pd.field("label").is_null() | (pd.field("label") == ""))
+    return answered.count_rows() - failed, failed

@@ -1,0 +1,111 @@
+"""On a real cluster of two workers on this machine."""
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow.dataset as pd
+import pytest
+from commands import run
+from pictures import ROOT, encode, noise
+from ray.cluster_utils import Cluster
+
+import classify
+import cluster
+from images import MAX_MEGABYTES, find_pictures, open_picture, squash
+from model import MEME, Classifier
+
+
+@pytest.fixture
+def two_workers() -> Iterator[Cluster]:
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        made.add_node(num_cpus=2)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+def start(address: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "classify.py"), *map(str, arguments), "--engine", "ray"]
+    return subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": address}, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_lost_worker_loses_and_doubles_no_picture(
+    two_workers: Cluster, tmp_path: Path, classifier: Classifier
+) -> None:
+    folder, table = tmp_path / "pictures", tmp_path / "table"
+    folder.mkdir()
+    for number in range(600):
+        (folder / f"{number:04}.jpg").write_bytes(encode(noise(300, 200, number), "JPEG"))
+    (folder / "0007.jpg").write_bytes(b"no picture")
+    running = start(two_workers.address, folder, "--parquet", table)
+    while not list(table.glob("*.parquet")):
+        assert running.poll() is None, running.communicate()[1]
+        time.sleep(0.05)
+    victim = next(node for node in two_workers.worker_nodes)
+    two_workers.remove_node(victim, allow_graceful=False)
+    assert len(list(table.glob("*.parquet"))) < 600 / cluster.BLOCK
+    _, errors = running.communicate(timeout=240)
+    assert running.returncode == 1, errors
+    assert "599 pictures classified, 1 files failed" in errors
+    rows = pd.dataset(table).to_table().to_pylist()
+    assert Counter(row["path"] for row in rows) == Counter(map(str, find_pictures(folder)))
+    for row in rows[:50]:
+        if row["error"]:
+            assert row["path"].endswith("0007.jpg")
+        else:
+            (expected,) = classifier.predict([open_picture(row["path"])])
+            assert row["meme_probability"] == pytest.approx(expected.meme_probability, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_addresses_are_read_and_written(kind: str, tmp_path: Path) -> None:
+    """Without an address of a cluster, Ray starts one on this machine."""
+    table = tmp_path / "table"
+    running = start("local", (ROOT / "examples").as_uri(), f"--{kind}", table.as_uri())
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 0, errors
+    rows = pd.dataset(table, format=kind).to_table().to_pylist()
+    pictures = find_pictures(ROOT / "examples")
+    assert sorted(row["path"] for row in rows) == [path.as_uri() for path in pictures]
+    verdicts = {row["path"]: row["verdict"] for row in rows}
+    assert verdicts[(ROOT / "examples" / "cat_meme.jpg").as_uri()] == MEME
+    again = start("local", (ROOT / "examples").as_uri(), f"--{kind}", table.as_uri())
+    assert "is there already" in again.communicate(timeout=60)[1]
+    assert again.returncode == 2
+
+
+def test_pictures_are_found_and_read_anywhere() -> None:
+    files = fsspec.filesystem("memory")
+    content = encode(noise(40, 40))
+    for name in ("/album/one/b.PNG", "/album/a.jpg", "/album/notes.txt"):
+        files.pipe(name, content)
+    assert cluster.find_at("memory://album") == ["memory:///album/a.jpg", "memory:///album/one/b.PNG"]
+    assert cluster.find_at("memory://album/a.jpg") == ["memory://album/a.jpg"]
+    seen = cluster.see({"path": b"x", "place": b"memory://album/a.jpg"}, 32)
+    assert not seen["error"]
+    assert (seen["square"] == squash(open_picture(content), 32)).all()
+    missing = cluster.see({"path": b"x", "place": b"memory://album/none.jpg"}, 32)
+    assert missing["error"].startswith("This file cannot be read: ")
+
+
+def test_what_is_too_large_is_not_read_whole() -> None:
+    fsspec.filesystem("memory").pipe("/large.jpg", b"x" * (MAX_MEGABYTES * 1_000_000 + 5_000_000))
+    assert "the limit is 10 MB" in cluster.see({"path": b"x", "place": b"memory://large.jpg"}, 32)["error"]
+    content = cluster.read("memory://large.jpg")
+    assert isinstance(content, bytes)
+    assert len(content) == MAX_MEGABYTES * 1_000_000 + 1
+
+
+def test_a_cluster_writes_one_table_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ((), ("--csv", "a", "--json", "b"), ("--csv", "a", "--overlays", "c")):
+        with pytest.raises(SystemExit) as stop:
+            run(monkeypatch, classify.main, None, "x.jpg", "--engine", "ray", *more)
+        assert stop.value.code == 2
+        assert "there must be one of --csv, --json, --parquet" in capsys.readouterr().err
