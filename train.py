@@ -1,7 +1,9 @@
-"""Train the classifier on a folder of pictures: python train.py DATA_DIR --out best_model.pth
+"""Train the classifier on folders of pictures: python train.py DATA_DIR... --out best_model.pth
 
 DATA_DIR holds `meme/` and `not_meme/`; each of their sub-folders is one source, named `GROUP__SOURCE`
-or in any other way. The run saves its state every two minutes and continues with --resume.
+or in any other way. First a teacher that knows ImageNet is fine-tuned on the pictures, then DenseNet121
+learns from the labels, from that teacher, and from the network that it starts from if that is a classifier
+already. The run saves its state every two minutes and continues with --resume.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import random
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import accumulate, pairwise
@@ -30,6 +32,7 @@ from tqdm import tqdm
 
 from augment import Augment
 from calibrate import calibrate, open_batches
+from engine import OPENVINO, compiled, engine
 from evaluate import LabelledPicture, read_folder
 from images import BadImage, open_picture
 from metrics import auroc, share
@@ -37,6 +40,7 @@ from model import (
     CLASSES,
     DEFAULT_CHECKPOINT,
     MEME,
+    BadCheckpoint,
     Classifier,
     Preprocessing,
     build_network,
@@ -44,6 +48,8 @@ from model import (
     save_checkpoint,
     save_whole,
 )
+from teacher import INPUT_SIZE as TEACHER_INPUT_SIZE
+from teacher import Teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +60,30 @@ class Stage:
     pictures: int
 
 
-# Low resolution first: two pictures at 128 px cost as much as one at 192.
-STAGES = (Stage(128, 100_000), Stage(192, 50_000))
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How one of the two networks is trained.
+
+    Attributes:
+        stages: one after the other.
+        learning_rate: at its peak, see `schedule`.
+        ema_decay: of the running average of the weights, which is what is kept.
+    """
+
+    stages: tuple[Stage, ...]
+    learning_rate: float
+    ema_decay: float
+
+
+TEACHER = Course((Stage(TEACHER_INPUT_SIZE, 25_600),), 3e-4, 0.99)  # longer, it gets worse on new sources
+STUDENT = Course((Stage(160, 96_000),), 5e-4, 0.998)
 BATCH = 64
-LEARNING_RATE = 1e-3  # peak; a short warm-up, then half a cosine over all stages
 WARM_UP = 0.04  # share of all steps
+FALL = 0.3  # share of all steps
 WEIGHT_DECAY = 0.05
 LABEL_SMOOTHING = 0.1  # 2-8 % of the training labels are wrong
-EMA_DECAY = 0.998  # the average over about the last 500 steps is what is saved
+TAUGHT = 0.7  # how much the teachers' answer weighs against the label
+GROUP_WEIGHT = 0.5  # of naming the group (poster, photo, ...) beside the class
 SAVE_EVERY = 120  # seconds
 VALIDATE_EVERY = 400  # steps
 HELD_OUT = 0.1  # share of the pictures, where no validation folder is given
@@ -69,18 +91,20 @@ INPUT_SIZE = 160  # pixels, of the finished classifier; on validation pictures b
 SEED = 0
 
 
-class TrainingStream(IterableDataset[tuple[Tensor, int]]):
+class TrainingStream(IterableDataset[tuple[dict[int, Tensor], Tensor]]):
     """An endless draw of augmented pictures: both classes equally often, then as `balanced_weights` says.
 
+    Each comes as inputs of all the sizes asked for, and with the indices of its class and its group, shape (2,).
     A run that resumes at another step draws anew from there; the same step gives the same draw.
     """
 
-    def __init__(self, pictures: list[LabelledPicture], preprocessing: Preprocessing, first_step: int) -> None:
+    def __init__(self, pictures: list[LabelledPicture], sizes: set[int], first_step: int) -> None:
         self.pictures = pictures
-        self.preprocessing = preprocessing
+        self.groups = groups_of(pictures)
+        self.preprocessings = {size: Preprocessing(size) for size in sizes}
         self.first_step = first_step
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+    def __iter__(self) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
         worker = get_worker_info()
         draw = random.Random(f"{SEED}-{self.first_step}-{worker.id if worker else 0}")
         augment = Augment(draw)
@@ -92,7 +116,14 @@ class TrainingStream(IterableDataset[tuple[Tensor, int]]):
                 except BadImage as error:
                     tqdm.write(f"{chosen.path}: {error}", file=sys.stderr)
                     continue
-                yield self.preprocessing(augment(picture)), CLASSES.index(chosen.label)
+                augmented = augment(picture)
+                truth = torch.tensor([CLASSES.index(chosen.label), self.groups.index(chosen.group)])
+                yield {size: preprocess(augmented) for size, preprocess in self.preprocessings.items()}, truth
+
+
+def groups_of(pictures: list[LabelledPicture]) -> list[str]:
+    """The names of the groups, in the order of the outputs that follow those of the classes."""
+    return sorted({picture.group for picture in pictures})
 
 
 def balanced_weights(pictures: list[LabelledPicture]) -> list[float]:
@@ -126,31 +157,33 @@ class Progress:
 
 
 def train(
-    pictures: list[LabelledPicture], held_out: list[LabelledPicture], init: str | None, state: Path, *, resume: bool
+    network: nn.Module,
+    course: Course,
+    pictures: list[LabelledPicture],
+    held_out: list[LabelledPicture],
+    state: Path,
+    *,
+    resume: bool,
+    teachers: Sequence[tuple[nn.Module, int]] = (),
 ) -> tuple[nn.Module, list[Progress]]:
-    """Run all stages, or what is left of them; return the averaged network on the CPU, and its history.
+    """Run all stages of a course, or what is left of them; return the averaged network, and its history.
 
     Args:
+        network: (N, 3, S, S) -> logits of the classes and the groups; trained in place.
+        course: how.
         pictures: what to train on.
         held_out: what to validate on.
-        init: what `load_initial_weights` takes.
         state: where the run keeps itself; read when resuming, written every `SAVE_EVERY` seconds.
         resume: go on from `state` if it is there.
+        teachers: what `taught_by` takes; they see the very same crops.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(SEED)
-    network = build_network()
-    if init:
-        load_initial_weights(network, init)
     network = network.to(device).to(memory_format=torch.channels_last)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
-    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(course.ema_decay), use_buffers=True)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, course.learning_rate, weight_decay=WEIGHT_DECAY)
     parts: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer}
-    run = {
-        "data": fingerprint(pictures),
-        "held_out": fingerprint(held_out),
-        "stages": [asdict(stage) for stage in STAGES],
-    }
+    run = {"data": fingerprint(pictures), "held_out": fingerprint(held_out), "course": in_words(course)}
     step, history, losses = 0, list[Progress](), list[float]()
     if resume and state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)
@@ -161,21 +194,23 @@ def train(
         step = saved["step"]
         history, losses = [Progress(**entry) for entry in saved["history"]], saved["losses"]
 
-    ends = [total // BATCH for total in accumulate(stage.pictures for stage in STAGES)]
+    ends = [total // BATCH for total in accumulate(stage.pictures for stage in course.stages)]
     saved_at = time.monotonic()
     bar = tqdm(total=ends[-1], initial=step, unit="step", smoothing=0.05)
-    for stage, end in zip(STAGES, ends, strict=True):
-        stream = TrainingStream(pictures, Preprocessing(stage.input_size), step)
+    for stage, end in zip(course.stages, ends, strict=True):
+        stream = TrainingStream(pictures, {stage.input_size, *(size for _, size in teachers)}, step)
         workers = 1 if device.type == "cpu" else 8
         loader = DataLoader(stream, BATCH, num_workers=workers, prefetch_factor=4)
-        batches: Iterator[list[Tensor]] = iter(loader) if step < end else iter(())
+        batches: Iterator[tuple[dict[int, Tensor], Tensor]] = iter(loader) if step < end else iter(())
         while step < end:
-            inputs, labels = next(batches)  # (BATCH, 3, S, S), (BATCH,)
+            inputs, truth = next(batches)  # {S: (BATCH, 3, S, S)}, (BATCH, 2)
+            taught = taught_by(teachers, inputs, device)
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * schedule(step / ends[-1])
+                group["lr"] = course.learning_rate * schedule(step / ends[-1])
+            network.train()
             with torch.autocast(device.type, torch.bfloat16):
-                logits = network(inputs.to(device, memory_format=torch.channels_last))
-            loss = nn.functional.cross_entropy(logits.float(), labels.to(device), label_smoothing=LABEL_SMOOTHING)
+                logits = network(inputs[stage.input_size].to(device, memory_format=torch.channels_last))
+            loss = loss_of(logits.float(), truth.to(device), taught)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -192,9 +227,53 @@ def train(
                 written = {"run": run, "step": step, "history": [asdict(entry) for entry in history], "losses": losses}
                 save_whole(written | {name: part.state_dict() for name, part in parts.items()}, state)
                 saved_at = time.monotonic()
-    trained: nn.Module = average.module.cpu().eval().requires_grad_(False)
-    centre_classifier(trained)
-    return trained, history
+    finished: nn.Module = average.module.eval().requires_grad_(False)
+    return finished, history
+
+
+def in_words(course: Course) -> dict[str, Any]:
+    """A course as it is kept in files."""
+    return asdict(course) | {"stages": [asdict(stage) for stage in course.stages]}
+
+
+def taught_by(
+    teachers: Sequence[tuple[nn.Module, int]], inputs: dict[int, Tensor], device: torch.device
+) -> Tensor | None:
+    """What the teachers say together: the mean of their logits of the classes, the first one's of the groups.
+
+    Args:
+        teachers: networks with their input sizes; only the first one needs to know the groups.
+        inputs: of shape (N, 3, S, S), by S.
+        device: where the answers are to be.
+    """
+    if not teachers:
+        return None
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        answers = [network(inputs[size].to(device)).float() for network, size in teachers]
+    classes = torch.stack([answer[:, : len(CLASSES)] for answer in answers]).mean(0)
+    return torch.cat([classes, answers[0][:, len(CLASSES) :]], 1)
+
+
+def loss_of(logits: Tensor, truth: Tensor, taught: Tensor | None) -> Tensor:
+    """How far the network is from the labels and from its teachers, of the classes and of the groups.
+
+    Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, without a temperature.
+
+    Args:
+        logits: of the classes, then of the groups, shape (N, C + G).
+        truth: the indices of class and group, shape (N, 2).
+        taught: the teachers' logits of the same pictures, if there are any.
+    """
+    sizes = [len(CLASSES), logits.shape[1] - len(CLASSES)]
+    total = logits.new_zeros(())
+    for part, weight in enumerate((1, GROUP_WEIGHT)):
+        said = logits.split(sizes, 1)[part]
+        loss = nn.functional.cross_entropy(said, truth[:, part], label_smoothing=LABEL_SMOOTHING)
+        if taught is not None:
+            soft = taught.split(sizes, 1)[part].softmax(1)
+            loss = (1 - TAUGHT) * loss + TAUGHT * nn.functional.cross_entropy(said, soft)
+        total = total + weight * loss
+    return total
 
 
 def validate(
@@ -215,23 +294,33 @@ def validate(
     return float(((margin > 0) == is_meme).mean()), auroc(is_meme, margin)
 
 
-def draw_history(path: Path, history: list[Progress]) -> None:
-    """Draw the training's loss and the validation's accuracy and AUROC over the pictures drawn."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    drawn = [entry.pictures for entry in history]
-    left.plot(drawn, [entry.loss for entry in history], marker=".")
-    left.set(title="Training loss", xlabel="pictures drawn", ylabel="cross-entropy, smoothed labels")
-    right.plot(drawn, [entry.validation_accuracy for entry in history], marker=".", label="accuracy")
-    right.plot(drawn, [entry.validation_auroc for entry in history], marker=".", label="AUROC")
-    right.set(title="Validation", xlabel="pictures drawn")
-    right.legend()
-    for before, after in pairwise(history):
-        if before.input_size != after.input_size:
-            for ax in (left, right):
-                ax.axvline(before.pictures, color="grey", linewidth=1, linestyle="--")
+def draw_history(path: Path, histories: dict[str, list[Progress]]) -> None:
+    """Draw each network's loss in training and its accuracy and AUROC in validation over the pictures drawn."""
+    figure = Figure(figsize=(11, 4 * len(histories)), layout="constrained")
+    rows = figure.subplots(len(histories), 2, squeeze=False)
+    for (left, right), (name, history) in zip(rows, histories.items(), strict=True):
+        drawn = [entry.pictures for entry in history]
+        left.plot(drawn, [entry.loss for entry in history], marker=".")
+        left.set(title=f"Training loss of the {name}", xlabel="pictures drawn", ylabel="cross-entropies, as weighted")
+        right.plot(drawn, [entry.validation_accuracy for entry in history], marker=".", label="accuracy")
+        right.plot(drawn, [entry.validation_auroc for entry in history], marker=".", label="AUROC")
+        right.set(title=f"Validation of the {name}", xlabel="pictures drawn")
+        right.legend()
+        for before, after in pairwise(history):
+            if before.input_size != after.input_size:
+                for ax in (left, right):
+                    ax.axvline(before.pictures, color="grey", linewidth=1, linestyle="--")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
+
+
+def without_groups(network: nn.Module) -> nn.Module:
+    """The same DenseNet121 with the classes' outputs only, on the CPU."""
+    state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+    kept = {name: tensor[: len(CLASSES)] for name, tensor in state.items() if name.startswith("classifier.")}
+    smaller = build_network()
+    smaller.load_state_dict(state | kept)
+    return smaller.eval().requires_grad_(False)
 
 
 def centre_classifier(network: nn.Module) -> None:
@@ -245,10 +334,13 @@ def centre_classifier(network: nn.Module) -> None:
 
 
 def schedule(progress: float) -> float:
-    """Share of the peak learning rate: linear warm-up, then half a cosine down to zero."""
+    """Share of the peak learning rate: linear warm-up, a plain, and at the end half a cosine down to zero.
+
+    A rate that falls from the beginning fits the training's sources better and new ones worse.
+    """
     if progress < WARM_UP:
         return progress / WARM_UP + 1e-3
-    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+    return 0.5 * (1 + math.cos(math.pi * max(0, progress - 1 + FALL) / FALL))
 
 
 def load_initial_weights(network: nn.Module, init: str) -> None:
@@ -268,6 +360,21 @@ def load_initial_weights(network: nn.Module, init: str) -> None:
         raise SystemExit(f"{init} cannot be read as DenseNet121's weights: {error}") from error
     if unexpected or any(not name.startswith("classifier.") for name in missing):
         raise SystemExit(f"{init} does not hold DenseNet121's weights.")
+
+
+def earlier_classifier(init: str | None) -> Classifier | None:
+    """The classifier that the network starts from, if it starts from one."""
+    try:
+        return Classifier.load(init, torch.float32) if init else None
+    except BadCheckpoint:
+        return None
+
+
+def ready_to_teach(network: nn.Module, input_size: int) -> nn.Module:
+    """The network where it answers fastest: on the GPU, else compiled if that can be done."""
+    if torch.cuda.is_available():
+        return network.cuda()
+    return compiled(network, input_size) if engine() == OPENVINO else network
 
 
 def hold_out(pictures: list[LabelledPicture]) -> tuple[list[LabelledPicture], list[LabelledPicture]]:
@@ -311,8 +418,8 @@ def fingerprint(pictures: list[LabelledPicture]) -> str:
 
 def main() -> int:
     """Read the command line, train, calibrate, write; 0 when done, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(description="Train the classifier on a folder of pictures.")
-    parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
+    parser = argparse.ArgumentParser(description="Train the classifier on folders of pictures.")
+    parser.add_argument("data", type=Path, nargs="+", metavar="DATA_DIR", help="folder with meme/ and not_meme/")
     parser.add_argument("--out", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
     parser.add_argument("--init", metavar="WEIGHTS", help="file to start from, or imagenet for torchvision's weights")
     parser.add_argument(
@@ -322,17 +429,31 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     arguments = parser.parse_args()
 
-    pictures = read_folder(arguments.data)
+    pictures = [picture for folder in arguments.data for picture in read_folder(folder)]
     held_out = read_folder(arguments.val) if arguments.val else pictures
-    for folder, found in ((arguments.data, pictures), (arguments.val, held_out)):
+    for folder, found in ((arguments.data[0], pictures), (arguments.val, held_out)):
         if {picture.label for picture in found} != set(CLASSES):
             parser.error(f"there must be pictures below both {folder}/meme and {folder}/not_meme")
     if not arguments.val:
         pictures, held_out = hold_out(pictures)
 
-    state = arguments.out.with_suffix(".resume.pth")
-    network, history = train(pictures, held_out, arguments.init, state, resume=arguments.resume)
-    draw_history(arguments.plot, history)
+    outputs = len(CLASSES) + len(groups_of(pictures))
+    torch.manual_seed(SEED)
+    untaught = Teacher(outputs)
+    untrained = build_network(outputs)
+    if arguments.init:
+        load_initial_weights(untrained, arguments.init)
+    resume = arguments.resume
+    states = [arguments.out.with_suffix(f".{name}.pth") for name in ("teacher", "resume")]
+    teacher, teachers_history = train(untaught, TEACHER, pictures, held_out, states[0], resume=resume)
+    teachers = [(ready_to_teach(teacher, TEACHER_INPUT_SIZE), TEACHER_INPUT_SIZE)]
+    if earlier := earlier_classifier(arguments.init):
+        size = earlier.preprocessing.input_size
+        teachers.append((ready_to_teach(earlier.network, size), size))
+    average, history = train(untrained, STUDENT, pictures, held_out, states[1], resume=resume, teachers=teachers)
+    draw_history(arguments.plot, {"teacher": teachers_history, "DenseNet121": history})
+    network = without_groups(average)
+    centre_classifier(network)
     preprocessing = Preprocessing(INPUT_SIZE)
     unknown = of_unknown_sources(held_out, pictures)
     calibration, probability, is_meme = calibrate(for_inference(network), preprocessing, unknown)
@@ -346,8 +467,8 @@ def main() -> int:
             "created": datetime.now(UTC).date().isoformat(),
             "trained_on": dict(Counter(picture.label for picture in pictures)),
             "data_sha256": fingerprint(pictures),
-            "stages": [asdict(stage) for stage in STAGES],
-            "history": [asdict(entry) for entry in history],
+            "teacher": in_words(TEACHER) | {"history": [asdict(entry) for entry in teachers_history]},
+            "student": in_words(STUDENT) | {"history": [asdict(entry) for entry in history]},
             "validation_accuracy": asdict(accuracy),
         },
     )

