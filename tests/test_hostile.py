@@ -1,0 +1,125 @@
+"""What was made to hurt gets an answer or one sentence, soon and in little memory."""
+
+import os
+import random
+import sys
+import time
+
+import pytest
+from hostile import ENCODINGS, hostile_files
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pictures import encode, noise
+
+from gallery import look
+from images import SHOWN_SIDE, BadImage, open_picture
+from model import Classifier, Prediction
+
+SECONDS = 2
+MEGABYTES = 500
+STILL_GOOD = {
+    "16-bit.png", "cmyk.jpg", "jpeg-inside.png", "archive-behind.png", "script-behind.gif", "page-in-comment.jpg",
+    "broken-profile.jpg", "broken-profile.webp", "within-the-pixels.png", "long.png", "many-texts.png",
+    "frames.gif", "frames.png", "frames.webp", "large-frames.gif", "more-pixels.png", "giant-metadata.jpg",
+    "exif-in-itself.jpg", "exif-far-away.jpg",
+    *(f"orientation-{name}-loop.jpg" for name in ("short", "zero", "nine", "large", "text")),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    return dict(hostile_files())
+
+
+def outcome(content: bytes) -> str:
+    """The sentence that a file gets; none if it is a good picture."""
+    try:
+        picture = open_picture(content)
+    except BadImage as error:
+        return str(error)
+    assert picture.mode == "RGB"
+    assert max(picture.size) <= SHOWN_SIDE
+    picture.tobytes()
+    return ""
+
+
+def cost(content: bytes) -> tuple[int, float, float]:
+    """Exit code, seconds and megabytes of opening a file in a process of its own."""
+    started = time.monotonic()
+    if not (child := os.fork()):
+        try:
+            outcome(content)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status, used = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), time.monotonic() - started, used.ru_maxrss / 1000
+
+
+def test_each_gets_an_answer_or_a_sentence(files: dict[str, bytes]) -> None:
+    outcomes = {name: outcome(content) for name, content in files.items()}
+    assert {name for name in outcomes if not outcomes[name] and not name.startswith("truncated")} == STILL_GOOD
+    for sentence in outcomes.values():
+        assert not sentence or (sentence.startswith("This ") and sentence.endswith(".") and len(sentence) < 200)
+
+
+def test_none_takes_long_or_much_memory(files: dict[str, bytes]) -> None:
+    _, _, before = cost(b"")
+    costs = {name: cost(content) for name, content in files.items()}
+    assert not {
+        name: (code, seconds, megabytes)
+        for name, (code, seconds, megabytes) in costs.items()
+        if code or seconds > SECONDS or megabytes - before > MEGABYTES
+    }
+
+
+def test_what_opens_is_answered(files: dict[str, bytes], tiny_classifier: Classifier) -> None:
+    for name in STILL_GOOD:
+        assert isinstance(look(tiny_classifier, name, files[name]).answer, Prediction)
+
+
+SEEDS = [encode(noise(side, 40, side), name) for name in ENCODINGS for side in (33, 200)]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A real file after a few accidents."""
+    content = bytearray(draw(st.sampled_from(SEEDS)))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.integers(0, len(content) - 1))
+        # Decoders read their headers first, so most accidents happen there.
+        at = at if draw(st.booleans()) else at % 200 % len(content)
+        length = draw(st.integers(1, 64))
+        accident = draw(st.sampled_from(("overwrite", "bits", "remove", "repeat", "insert", "splice")))
+        if accident == "overwrite":
+            extremes = st.sampled_from((b"\0", b"\xff", b"\x7f\xff", b"\xff\xff\xff\xff", b"\x80\0\0\0"))
+            new = draw(st.one_of(st.binary(min_size=1, max_size=8), extremes))
+            content[at : at + len(new)] = new
+        elif accident == "bits":
+            content[at] ^= 1 << draw(st.integers(0, 7))
+        elif accident == "remove":
+            del content[at : at + length]
+        elif accident == "repeat":
+            content[at:at] = content[at : at + length] * draw(st.integers(1, 50))
+        elif accident == "insert":
+            content[at:at] = random.Random(draw(st.integers(0, 2**32))).randbytes(length)
+        else:
+            other = draw(st.sampled_from(SEEDS))
+            content[at:] = other[draw(st.integers(0, len(other) - 1)) :]
+        if not content:
+            break
+    return bytes(content)
+
+
+@settings(deadline=SECONDS * 1000, max_examples=20_000, suppress_health_check=list(HealthCheck), database=None)
+@given(mutated())
+def test_no_accident_brings_anything_but_an_answer_or_a_sentence(content: bytes) -> None:
+    outcome(content)
+
+
+if __name__ == "__main__":  # as long as one likes: PYTHONPATH=. python tests/test_hostile.py SECONDS
+    rounds, end = 0, time.monotonic() + float(sys.argv[1])
+    while time.monotonic() < end:
+        test_no_accident_brings_anything_but_an_answer_or_a_sentence()
+        rounds += 1
+    print(f"{rounds} rounds of 20,000 files without another outcome")
