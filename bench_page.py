@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -30,14 +30,22 @@ TIMEOUT = 60_000  # ms
 
 
 @contextmanager
-def running_server(script: str = "app.py") -> Iterator[tuple[str, int]]:
-    """A script's server on a free port of this machine: its address and its process."""
+def running_server(script: str = "app.py", prepare: Callable[[], None] | None = None) -> Iterator[tuple[str, int]]:
+    """A script's server on a free port of this machine: its address and its process.
+
+    Args:
+        script: what Streamlit runs.
+        prepare: called in the server's process before it starts.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", script, "--server.headless=true"]
     server = subprocess.Popen(  # noqa: S603
-        [*command, "--server.address=127.0.0.1", f"--server.port={port}"], cwd=HERE, stdout=subprocess.DEVNULL
+        [*command, "--server.address=127.0.0.1", f"--server.port={port}"],
+        cwd=HERE,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=prepare,  # noqa: PLW1509
     )
     address = f"http://127.0.0.1:{port}"
     try:

@@ -1,0 +1,230 @@
+"""Many visitors at once on the running page: python bench_load.py --visitors 1 4 16 32 --seconds 120
+
+Each visitor is a WebSocket session that speaks Streamlit's own protocol and uploads one picture after the other.
+Every answer, probability and heatmap is compared with what a visitor alone got for the same picture. Linux only.
+"""
+
+import argparse
+import asyncio
+import itertools
+import random
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from http.cookies import SimpleCookie
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.Common_pb2 import FileURLs, UploadedFileInfo
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+from tqdm import tqdm
+from websockets.asyncio.client import ClientConnection, connect
+
+from bench_page import resident, running_server
+
+HERE = Path(__file__).parent
+PICTURES = 64
+PATIENCE = 120  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a visitor sees: the answer, and the addresses of the pictures, which are made of their content."""
+
+    verdict: str
+    probability: str
+    pictures: tuple[str, ...]
+    errors: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Visitor:
+    """One session with the page at an address."""
+
+    address: str
+    socket: ClientConnection = field(init=False)
+    token: str = field(init=False, default="")
+    session: str = field(init=False, default="")
+    uploader: str = field(init=False, default="")
+
+    async def __aenter__(self) -> Self:
+        """Open the page."""
+        response = await asyncio.to_thread(urllib.request.urlopen, f"{self.address}/_stcore/health")
+        cookies = SimpleCookie(response.headers["Set-Cookie"])
+        self.token = cookies["_streamlit_xsrf"].value if "_streamlit_xsrf" in cookies else ""
+        self.socket = await connect(
+            self.address.replace("http", "ws", 1) + "/_stcore/stream",
+            subprotocols=["streamlit"],  # type: ignore[list-item]  # a plain string to all but the type checker
+            additional_headers={"Cookie": f"_streamlit_xsrf={self.token}"},
+            max_size=None,
+        )
+        await self.rerun(None)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Leave."""
+        await self.socket.close()
+
+    async def send(self, message: BackMsg) -> None:
+        await self.socket.send(message.SerializeToString())
+
+    async def receive(self) -> ForwardMsg:
+        message = ForwardMsg()
+        message.ParseFromString(await asyncio.wait_for(self.socket.recv(), PATIENCE))
+        return message
+
+    async def rerun(self, upload: UploadedFileInfo | None) -> Shown:
+        """Let the page's script run with this upload or none, and read what it shows."""
+        message = BackMsg()
+        message.rerun_script.query_string = ""
+        if upload:
+            state = message.rerun_script.widget_states.widgets.add(id=self.uploader)
+            state.file_uploader_state_value.uploaded_file_info.append(upload)
+        await self.send(message)
+        verdict = probability = ""
+        pictures: list[str] = []
+        errors: list[str] = []
+        while True:
+            received = await self.receive()
+            kind = received.WhichOneof("type")
+            if kind == "new_session":
+                self.session = received.new_session.initialize.session_id or self.session
+            elif kind == "script_finished":
+                return Shown(verdict, probability, tuple(pictures), tuple(errors))
+            elif kind == "delta" and received.delta.HasField("new_element"):
+                element = received.delta.new_element
+                name = element.WhichOneof("type")
+                if name == "file_uploader":
+                    self.uploader = element.file_uploader.id
+                elif name == "heading" and element.heading.tag == "h2":
+                    verdict = element.heading.body
+                elif name == "progress" and element.progress.text.startswith("Probability"):
+                    probability = element.progress.text
+                elif name == "imgs":
+                    pictures += [image.url for image in element.imgs.imgs]
+                elif name in ("alert", "exception"):
+                    errors.append(str(element))
+
+    async def ask(self, name: str, picture: bytes) -> Shown:
+        """Upload a picture in the place of the last one, and read the answer."""
+        request = BackMsg()
+        request.file_urls_request.request_id = name
+        request.file_urls_request.session_id = self.session
+        request.file_urls_request.file_names.append(name)
+        await self.send(request)
+        while (received := await self.receive()).WhichOneof("type") != "file_urls_response":
+            pass
+        (urls,) = received.file_urls_response.file_urls
+        await asyncio.to_thread(self.put, urls, name, picture)
+        info = UploadedFileInfo(name=name, size=len(picture), file_id=urls.file_id, file_urls=urls)
+        return await self.rerun(info)
+
+    def put(self, urls: FileURLs, name: str, picture: bytes) -> None:
+        """Send the file itself."""
+        boundary = "a-picture-follows"
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+        request = urllib.request.Request(  # noqa: S310
+            self.address + "/" + urls.upload_url.lstrip("/"),
+            head.encode() + picture + f"\r\n--{boundary}--\r\n".encode(),
+            {
+                "Content-Type": f"multipart/form-data; boundary={boundary}",
+                "X-Xsrftoken": self.token,
+                "Cookie": f"_streamlit_xsrf={self.token}",
+            },
+            method="PUT",
+        )
+        urllib.request.urlopen(request).close()  # noqa: S310
+
+
+def draw(seed: int) -> bytes:
+    """One of many different JPEGs of 900 pixels: an example, turned, cropped and grainy."""
+    generator = np.random.default_rng(seed)
+    examples = sorted((HERE / "examples").glob("*.jpg"))
+    with Image.open(examples[seed % len(examples)]) as example:
+        turned = example.rotate(float(generator.uniform(-15, 15)), expand=True).resize((900, 675))
+    pixels = np.asarray(turned, np.float32) + generator.normal(0, 12, (675, 900, 1))
+    buffer = BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of a crowd of visitors."""
+
+    seconds: list[float] = field(default_factory=list)
+    wrong: int = 0
+    errors: int = 0
+    memory: list[tuple[float, float]] = field(default_factory=list)  # seconds since the start, MB
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A server, the pictures that are uploaded to it, and what a visitor alone got for each."""
+
+    address: str
+    process: int
+    pictures: list[bytes]
+    alone: list[Shown]
+
+
+async def visit(scene: Scene, end: float, seed: int, tally: Tally) -> None:
+    """Upload pictures in an order of one's own until the end."""
+    order = random.Random(seed).sample(range(len(scene.pictures)), len(scene.pictures))
+    async with Visitor(scene.address) as visitor:
+        for count, index in enumerate(itertools.cycle(order)):
+            if time.monotonic() > end:
+                return
+            started = time.monotonic()
+            shown = await visitor.ask(f"{seed}-{count}.jpg", scene.pictures[index])
+            tally.seconds.append(time.monotonic() - started)
+            tally.errors += bool(shown.errors)
+            tally.wrong += shown != scene.alone[index]
+
+
+async def crowd(scene: Scene, count: int, seconds: float) -> Tally:
+    """Let many visit at once, and watch the server's memory."""
+    tally, started = Tally(), time.monotonic()
+    visits = [asyncio.create_task(visit(scene, started + seconds, seed, tally)) for seed in range(count)]
+    while not all(task.done() for task in visits):
+        tally.memory.append((time.monotonic() - started, resident(scene.process)))
+        await asyncio.sleep(1)
+    await asyncio.gather(*visits)
+    return tally
+
+
+async def measure(counts: list[int], seconds: float) -> None:
+    """Print a line for each number of visitors."""
+    pictures = [draw(seed) for seed in range(PICTURES)]
+    with running_server() as (address, process):
+        async with Visitor(address) as visitor:
+            alone = [await visitor.ask(f"{n}.jpg", picture) for n, picture in enumerate(tqdm(pictures, desc="alone"))]
+        assert len(set(alone)) == PICTURES  # noqa: S101  (else a mixed answer could pass for a right one)
+        scene = Scene(address, process, pictures, alone)
+        headings = "visitors, answers, wrong, errors, a second, median s, 95 % s, 99 % s, MB after 1 min, MB at the end"
+        print("|", headings.replace(", ", " | "), "|")
+        print("|" + "---|" * 10)
+        for count in counts:
+            tally = await crowd(scene, count, seconds)
+            middle, slow, slowest = np.quantile(tally.seconds, (0.5, 0.95, 0.99))
+            early = next((mb for at, mb in tally.memory if at >= min(60, seconds / 2)), tally.memory[-1][1])
+            cells: list[Any] = [count, len(tally.seconds), tally.wrong, tally.errors]
+            cells += [f"{len(tally.seconds) / seconds:.1f}", f"{middle:.2f}", f"{slow:.2f}", f"{slowest:.2f}"]
+            print("|", " | ".join(map(str, [*cells, f"{early:.0f}", f"{tally.memory[-1][1]:.0f}"])), "|", flush=True)
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description="Measure the page with many visitors at once.")
+    parser.add_argument("--visitors", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--seconds", type=float, default=120)
+    arguments = parser.parse_args()
+    asyncio.run(measure(arguments.visitors, arguments.seconds))
+
+
+if __name__ == "__main__":
+    main()
