@@ -21,7 +21,7 @@ from evaluate import LabelledPicture, read_folder
 from gradcam import METHODS, evidence, forward_with_feature_map
 from images import BadImage, open_picture
 from metrics import Array, share
-from model import CLASSES, DEFAULT_CHECKPOINT, MEME, BadCheckpoint, Classifier, Preprocessing, save_whole
+from model import CLASSES, DEFAULT_CHECKPOINT, MEME, BadCheckpoint, Classifier, Preprocessing, write_checkpoint
 
 BATCH = 64
 AIM_PRECISION = 0.9  # a family photo called a meme is the costlier error
@@ -145,7 +145,7 @@ def main() -> int:
     about = classifier.about | {"calibrated_from": classifier.sha256, "validation_accuracy": asdict(right)}
     checkpoint = torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)
     changed = asdict(calibration) | {"input_size": preprocessing.input_size, "about": about}
-    save_whole(checkpoint | changed, arguments.out)
+    write_checkpoint(checkpoint | changed, arguments.out)
     print(f"{arguments.out}: {right.value:.1%} of {len(is_meme)} pictures right; {calibration}")
     return 0
 

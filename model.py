@@ -110,13 +110,19 @@ class Classifier:
             dtype: what `for_inference` takes.
 
         Raises:
-            BadCheckpoint: if the file is missing, damaged, or holds something else.
+            BadCheckpoint: if the file is missing, damaged, holds something else, or is not the one whose
+                digest is recorded beside it.
         """
         path = Path(path)
         try:
             data = path.read_bytes()
         except OSError as error:
             raise BadCheckpoint(f"The checkpoint {path.name} cannot be read. {HOW_TO_GET_ONE}") from error
+        sha256 = hashlib.sha256(data).hexdigest()
+        if (recorded := digest_beside(path)).exists() and recorded.read_text(errors="replace").split()[:1] != [sha256]:
+            raise BadCheckpoint(
+                f"The checkpoint {path.name} is not the one whose digest {recorded.name} records. {HOW_TO_GET_ONE}"
+            )
         try:
             # PyTorch does not compare the checksums of the archive that it reads.
             if damaged := zipfile.ZipFile(io.BytesIO(data)).testzip():
@@ -146,7 +152,7 @@ class Classifier:
                 threshold=float(checkpoint["threshold"]),
                 not_sure=(float(checkpoint["not_sure"][0]), float(checkpoint["not_sure"][1])),
                 evidence_scales=scales,
-                sha256=hashlib.sha256(data).hexdigest(),
+                sha256=sha256,
                 about=dict(checkpoint["about"]),
             )
         except Exception as error:  # a foreign dictionary may hold anything under these names
@@ -267,7 +273,20 @@ def save_checkpoint(
         "evidence_scales": evidence_scales,
         "about": about,
     }
+    write_checkpoint(checkpoint, path)
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, and beside it its digest, as `sha256sum --check` reads it."""
+    recorded = digest_beside(path)
+    recorded.unlink(missing_ok=True)
     save_whole(checkpoint, path)
+    recorded.write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n", encoding="ascii")
+
+
+def digest_beside(path: Path) -> Path:
+    """Where the SHA-256 of a checkpoint is recorded."""
+    return path.with_name(path.name + ".sha256")
 
 
 def save_whole(content: dict[str, Any], path: Path) -> None:

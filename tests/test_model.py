@@ -1,7 +1,9 @@
 import ast
 import dataclasses
+import hashlib
 import math
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from model import (
     Classifier,
     Preprocessing,
     build_network,
+    digest_beside,
     for_inference,
 )
 from model import save_checkpoint as save
@@ -137,6 +140,27 @@ def test_anything_but_our_checkpoint_gets_one_sentence(
     with pytest.raises(BadCheckpoint, match=r"^The checkpoint other\.pth .*repository, or make one with train\.py\.$"):
         Classifier.load(path)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_checkpoint_is_the_one_whose_digest_is_recorded(saved: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
+    path, recorded = tmp_path / "copy.pth", tmp_path / "copy.pth.sha256"
+    shutil.copy(saved[0], path)
+    Classifier.load(path)  # nothing is recorded
+    shutil.copy(digest_beside(saved[0]), recorded)
+    digest, name = recorded.read_text().split()
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert name == saved[0].name
+    Classifier.load(path)
+    torch.save(torch.load(path, weights_only=True) | {"threshold": 0.1}, path)  # as good, but another
+    for content in (recorded.read_bytes(), b"", b"\xff\xfe"):
+        recorded.write_bytes(content)
+        with pytest.raises(BadCheckpoint, match=r"copy\.pth is not the one whose digest copy\.pth\.sha256 records"):
+            Classifier.load(path)
+
+
+def test_the_shipped_checkpoints_digest_is_recorded() -> None:
+    recorded = digest_beside(DEFAULT_CHECKPOINT).read_text()
+    assert recorded == f"{hashlib.sha256(DEFAULT_CHECKPOINT.read_bytes()).hexdigest()}  best_model.pth\n"
 
 
 def test_every_load_is_of_weights_only() -> None:

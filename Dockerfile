@@ -1,0 +1,26 @@
+# docker build --build-arg PIP_EXTRA_INDEX_URL=... -t meme-classifier .
+#
+# Without that argument torch comes with its CUDA libraries, 5 GB that the page does not need. With the address of
+# PyTorch's index of CPU wheels (see "Get started" on its web site), pip prefers those of the same version.
+FROM python:3.12-slim
+
+ARG PIP_EXTRA_INDEX_URL=""
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+WORKDIR /app
+
+COPY requirements.txt requirements.lock ./
+RUN pip install --no-cache-dir -r requirements.txt -c requirements.lock
+
+COPY LICENSE *.py style.css background.png best_model.pth best_model.pth.sha256 ./
+COPY .streamlit .streamlit
+COPY examples examples
+
+# All is read-only for it; Matplotlib wants a folder for its list of fonts.
+RUN useradd --system --uid 10001 --no-create-home visitor
+USER 10001
+ENV HOME=/tmp MPLCONFIGDIR=/tmp
+
+EXPOSE 8501
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8501/_stcore/health', timeout=4)"]
+CMD ["streamlit", "run", "serve.py", "--server.address=0.0.0.0", "--server.headless=true"]
