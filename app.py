@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import BoundedSemaphore
 
@@ -74,6 +75,21 @@ def free_cores() -> BoundedSemaphore:
     return BoundedSemaphore(os.cpu_count() or 1)
 
 
+@contextmanager
+def a_core() -> Iterator[None]:
+    """Take a core; whoever has to wait for one reads so."""
+    cores = free_cores()
+    taken = cores.acquire(blocking=False)
+    try:  # from here on, for Streamlit may end a script at any of its own lines
+        if not taken:
+            with st.spinner("Other visitors' pictures are being looked at; yours is waiting …"):
+                taken = cores.acquire()
+        yield
+    finally:
+        if taken:
+            cores.release()
+
+
 @st.cache_resource
 def page_icon() -> Image.Image:
     """A corner of the background; for a Material icon, each visitor's browser would ask a third party."""
@@ -93,7 +109,7 @@ def background_css() -> str:
 
 @st.cache_data(max_entries=16, show_spinner="Looking at the picture …")
 def answer(data: bytes) -> tuple[Image.Image, Explanation]:
-    with free_cores():
+    with a_core():
         picture = open_picture(data)
         return picture, explain(load_classifier(), [picture])[0]
 
@@ -103,7 +119,7 @@ def heat_by(method: str, data: bytes) -> dict[str, NDArray[np.float32]]:
     picture, explanation = answer(data)
     if method == GRAD_CAM:
         return explanation.heat
-    with free_cores():
+    with a_core():
         return explain(load_classifier(), [picture], method)[0].heat
 
 
@@ -111,7 +127,7 @@ def heat_by(method: str, data: bytes) -> dict[str, NDArray[np.float32]]:
 def check_of(method: str, shown: str, data: bytes) -> Check:
     picture, _ = answer(data)  # before a core is taken: it may have to take one itself
     heat = heat_by(method, data)[shown]
-    with free_cores():
+    with a_core():
         return check(load_classifier(), picture, heat)
 
 
@@ -229,7 +245,7 @@ def look_at_all(uploads: dict[str, UploadedFile]) -> dict[str, Item]:
     if len(new) > 1:
         bar, started = st.progress(0.0, text="Looking at the pictures …"), time.monotonic()
     for number, key in enumerate(new, 1):
-        with free_cores():
+        with a_core():
             items[key] = look(load_classifier(), uploads[key].name, uploads[key].getvalue())
         if len(new) > 1:
             left = (time.monotonic() - started) / number * (len(new) - number)

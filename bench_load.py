@@ -50,6 +50,7 @@ class Visitor:
     token: str = field(init=False, default="")
     session: str = field(init=False, default="")
     uploader: str = field(init=False, default="")
+    spinners: list[str] = field(init=False, default_factory=list)  # what each said while the visitor waited
 
     async def __aenter__(self) -> Self:
         """Open the page."""
@@ -95,6 +96,9 @@ class Visitor:
                 self.session = received.new_session.initialize.session_id or self.session
             elif kind == "script_finished":
                 return Shown(verdict, probability, tuple(pictures), tuple(errors))
+            elif kind == "delta" and received.delta.HasField("new_transient"):
+                shown = [element.spinner.text for element in received.delta.new_transient.elements]
+                self.spinners += [text for text in shown if text not in self.spinners]
             elif kind == "delta" and received.delta.HasField("new_element"):
                 element = received.delta.new_element
                 name = element.WhichOneof("type")

@@ -70,6 +70,7 @@ def chromium() -> Iterator[Browser]:
     if found is None:
         raise FileNotFoundError("there is no Chromium on this machine")
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    quiet.append("--disable-features=LocalNetworkAccessChecks")  # of a page whose headers a test has changed
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=quiet)
         yield browser

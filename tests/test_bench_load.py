@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+from contextlib import AsyncExitStack
 
 from pictures import encode, noise
 
@@ -28,6 +29,19 @@ def test_nobody_gets_anothers_answer_or_heatmap() -> None:
 
     with running_server() as (address, process):
         asyncio.run(visit())
+
+
+def test_who_waits_reads_that_it_waits() -> None:
+    async def visit() -> list[str]:
+        async with AsyncExitStack() as stack:
+            visitors = [await stack.enter_async_context(Visitor(address)) for _ in range(12)]
+            await asyncio.gather(*(visitor.ask(f"{n}.jpg", draw(n)) for n, visitor in enumerate(visitors)))
+            return [text for visitor in visitors for text in visitor.spinners]
+
+    with running_server() as (address, _):
+        texts = asyncio.run(visit())
+    assert any("yours is waiting" in text for text in texts)
+    assert any("Looking at the picture" in text for text in texts)
 
 
 def no_files() -> None:

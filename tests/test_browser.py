@@ -3,6 +3,7 @@
 import base64
 import csv
 import os
+import re
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
@@ -14,7 +15,7 @@ from draw import captioned, mountains
 from numpy.typing import NDArray
 from pictures import ROOT, encode
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
 from bench_page import chromium, running_server
 
@@ -259,3 +260,25 @@ def luminance(colours: NDArray[np.float64]) -> NDArray[np.float64]:
     scaled = colours / 255
     linear = np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4)
     return np.asarray(linear @ np.array([0.2126, 0.7152, 0.0722]))
+
+
+def test_the_page_works_under_the_proxys_policy(browser: Browser, address: str) -> None:
+    """Whatever the policy of deploy/Caddyfile forbids would be an error on the console."""
+    (policy,) = re.findall(r'Content-Security-Policy "(.*)"', (ROOT / "deploy" / "Caddyfile").read_text())
+    policy = policy.replace("wss://{$SITE}", address.replace("http", "ws"))
+    page = browser.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+
+    def with_policy(route: Route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, headers=response.headers | {"content-security-policy": policy})
+
+    page.route(lambda url: url.rstrip("/") == address, with_policy)
+    page.goto(address)
+    page.locator("input[type=file]").set_input_files(file("mountains.png", encode(mountains())))
+    expect_answer(page, "Not a meme")
+    blocked = page.evaluate("fetch('https://example.org').then(() => 'reached', () => 'blocked')")
+    assert blocked == "blocked"
+    assert len([text for text in wrong if "example.org" not in text]) == 0, wrong
+    page.close()
