@@ -326,9 +326,9 @@ def beats_controls(name: str, score: str, table: dict[str, Scores]) -> bool:
     return all(low > other.high for other in others)
 
 
-def in_words(table: dict[str, Scores]) -> str:
-    """The scores as a Markdown table; bold where a method is better than both controls."""
-    shown = [score for score in next(iter(table.values())) if score != "area of captions"]
+def in_words(table: dict[str, Scores], shown: list[str] | None = None) -> str:
+    """The scores, or some of them, as a Markdown table; bold where a method is better than both controls."""
+    shown = shown or [score for score in next(iter(table.values())) if score != "area of captions"]
     lines = ["| method | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for name, scores in table.items():
         cells = []
