@@ -114,15 +114,23 @@ def test_phones_second_pictures_are_no_animation(file_format: str) -> None:
     assert not opened.info["animated"]
 
 
-def test_large_photos_come_at_the_size_that_is_shown() -> None:
-    photo = noise(4000, 3000)
+@pytest.mark.parametrize(
+    ("size", "opened_size"),
+    [
+        ((4000, 3000), (1000, 750)),  # a quarter
+        ((1500, 900), (SHOWN_SIDE, 876)),  # a half would be too small
+        ((4000, 700), (SHOWN_SIDE, 256)),  # of a quarter, too little would be left across
+    ],
+)
+def test_large_photos_come_smaller(size: tuple[int, int], opened_size: tuple[int, int]) -> None:
+    photo = noise(*size)
     opened = open_picture(encode(photo, "JPEG"))
-    assert opened.size == (SHOWN_SIDE, 1095)
+    assert opened.size == opened_size
     assert mean_difference(opened, photo.resize(opened.size)) < 3
 
 
 def test_a_50_megapixel_jpeg_opens() -> None:
-    assert max(open_picture(encode(Image.new("L", (8160, 6120)), "JPEG")).size) == SHOWN_SIDE
+    assert open_picture(encode(Image.new("L", (8160, 6120)), "JPEG")).size == (1020, 765)
 
 
 def png_header(width: int, height: int) -> bytes:
