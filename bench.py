@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm, trange
 
 from classify import classify
+from engine import engine, load_fastest
 from gradcam import explain
 from images import find_pictures, open_picture
 from model import CLASSES, DEFAULT_CHECKPOINT, MEME, Classifier, Prediction
@@ -100,7 +101,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.agree:
-        print(agreement(Classifier.load(), find_pictures(arguments.agree)))
+        paths = find_pictures(arguments.agree)
+        print(f"Page: {agreement(Classifier.load(), paths)}")
+        print(f"classify.py on {engine()}: {agreement(load_fastest(DEFAULT_CHECKPOINT), paths)}")
         return
 
     seconds = measure(arguments.rounds)
