@@ -134,15 +134,15 @@ def batched(squares: list[Any]) -> list[list[Any]]:
 
 
 def scale(counts: list[int]) -> None:
-    """Print time and memory of classify.py on folders with links to one picture."""
+    """Print time and memory of classify.py on folders with links to ten pictures."""
     print("| pictures | seconds | a second | memory, MB |\n|---|---|---|---|")
     with TemporaryDirectory() as scratch:
-        (original,) = draw_folder(Path(scratch, "original"), 600, 1)
+        originals = draw_folder(Path(scratch, "originals"), 600, 10)
         for count in counts:
             folder = Path(scratch, str(count))
             folder.mkdir()
             for number in range(count):
-                os.link(original, folder / f"{number:07}.jpg")
+                os.link(originals[number % 10], folder / f"{number:07}.jpg")
             command = [
                 sys.executable,
                 str(HERE / "classify.py"),
@@ -152,8 +152,10 @@ def scale(counts: list[int]) -> None:
             ]
             started = time.perf_counter()
             with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:  # noqa: S603
-                _, _, used = os.wait4(running.pid, 0)
+                _, status, used = os.wait4(running.pid, 0)
             seconds = time.perf_counter() - started
+            if status:
+                raise RuntimeError(f"classify.py failed on {count} pictures")
             print(f"| {count:,} | {seconds:.0f} | {count / seconds:.1f} | {used.ru_maxrss / 1000:,.0f} |", flush=True)
 
 

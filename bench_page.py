@@ -44,7 +44,7 @@ def running_server(script: str = "app.py", prepare: Callable[[], None] | None = 
     server = subprocess.Popen(  # noqa: S603
         [*command, "--server.address=127.0.0.1", f"--server.port={port}"],
         cwd=HERE,
-        stdout=subprocess.DEVNULL,
+        stdout=sys.stderr,
         preexec_fn=prepare,  # noqa: PLW1509
     )
     address = f"http://127.0.0.1:{port}"

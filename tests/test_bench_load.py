@@ -1,9 +1,11 @@
 """Many visitors, and what they leave behind: real sessions with the real server."""
 
 import asyncio
+import os
 import resource
 from contextlib import AsyncExitStack
 
+import pytest
 from pictures import encode, noise
 
 from bench_load import Scene, Shown, Visitor, crowd, draw
@@ -12,10 +14,10 @@ from bench_page import running_server
 
 async def ask_alone(address: str, pictures: list[bytes]) -> list[Shown]:
     async with Visitor(address) as visitor:
-        return [await visitor.ask(f"{number}.jpg", picture) for number, picture in enumerate(pictures)]
+        return [await visitor.ask(f"my-secret-{number}.jpg", picture) for number, picture in enumerate(pictures)]
 
 
-def test_nobody_gets_anothers_answer_or_heatmap() -> None:
+def test_nobody_gets_anothers_answer_and_the_log_gets_none(capfd: pytest.CaptureFixture[str]) -> None:
     """Eight visitors for ten seconds; `bench_load.py` does it for longer."""
 
     async def visit() -> None:
@@ -26,9 +28,12 @@ def test_nobody_gets_anothers_answer_or_heatmap() -> None:
         tally = await crowd(Scene(address, process, pictures, alone), 8, 10)
         assert len(tally.seconds) >= 8
         assert (tally.wrong, tally.errors) == (0, 0)
+        (refused,) = await ask_alone(address, [b"no picture"])
+        assert "not a picture in a format we read" in refused.errors[0]
 
     with running_server() as (address, process):
         asyncio.run(visit())
+    assert "secret" not in capfd.readouterr().err  # part of every upload's name
 
 
 def test_who_waits_reads_that_it_waits() -> None:
@@ -45,12 +50,14 @@ def test_who_waits_reads_that_it_waits() -> None:
 
 
 def no_files() -> None:
-    """Let this process write to no file: any attempt fails."""
+    """Let this process write to no file: any attempt fails, even to what pytest keeps of its output."""
+    for output in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
 def test_uploads_never_touch_the_disk() -> None:
-    """Of 9 MB, where web servers begin to use temporary files."""
+    """Of 9 MB, where web servers have long begun to use temporary files."""
     large = encode(noise(900, 600), "JPEG") + bytes(9_000_000)  # what is behind its end is no part of a JPEG
     with running_server(prepare=no_files) as (address, _):
         (shown,) = asyncio.run(ask_alone(address, [large]))
