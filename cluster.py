@@ -25,7 +25,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from engine import load_fastest
 from images import MAX_MEGABYTES, SUFFIXES, BadImage, open_picture, squash
 from model import Classifier
-from tables import BadTable, Row, arrow_table, csv_arrow_table, row_of
+from tables import SCHEMA, BadTable, Row, arrow_table, csv_arrow_table, row_of
 
 HERE = Path(__file__).parent
 MODULES = ("cluster", "engine", "images", "model", "tables")  # what other machines need of this project
@@ -106,6 +106,8 @@ def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, k
     files, place = fsspec.url_to_fs(target)
     if files.exists(place) and files.find(place):
         raise BadTable(f"{target} is there already; on a cluster, a table is written in one go.")
+    if not paths:
+        return 0, 0
     side = Classifier.load(checkpoint).preprocessing.input_size
     items = [{"path": os.fsencode(p), "place": os.fsencode(p if is_address(p) else Path(p).absolute())} for p in paths]
     ray.init(runtime_env={"py_modules": [str(HERE / f"{name}.py") for name in MODULES]}, log_to_driver=False)
@@ -124,6 +126,6 @@ def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, k
         writers[kind](place, filesystem=PyFileSystem(FSSpecHandler(files)))
     finally:
         ray.shutdown()
-    answered = pd.dataset(place, format=kind, filesystem=files)
+    answered = pd.dataset(place, SCHEMA, kind, files)
     failed = answered.count_rows(filter=pd.field("label").is_null() | (pd.field("label") == ""))
     return answered.count_rows() - failed, failed

@@ -19,6 +19,7 @@ import classify
 import cluster
 from images import MAX_MEGABYTES, find_pictures, open_picture, squash
 from model import MEME, Classifier
+from tables import BadTable
 
 
 @pytest.fixture
@@ -79,6 +80,14 @@ def test_addresses_are_read_and_written(kind: str, tmp_path: Path) -> None:
     again = start("local", (ROOT / "examples").as_uri(), f"--{kind}", table.as_uri())
     assert "is there already" in again.communicate(timeout=60)[1]
     assert again.returncode == 2
+
+
+def test_no_pictures_need_no_cluster(tmp_path: Path) -> None:
+    assert cluster.classify_on_cluster([], tmp_path / "none.pth", str(tmp_path / "table"), "csv") == (0, 0)
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "0.csv").touch()
+    with pytest.raises(BadTable, match="is there already"):
+        cluster.classify_on_cluster(["x.jpg"], tmp_path / "none.pth", str(tmp_path / "table"), "csv")
 
 
 def test_pictures_are_found_and_read_anywhere() -> None:
