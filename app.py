@@ -15,7 +15,6 @@ import streamlit as st
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from starlette.formparsers import MultiPartParser
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from gallery import (
@@ -35,9 +34,7 @@ from gallery import (
 from gradcam import GRAD_CAM, METHODS, OCCLUSION, Check, Explanation, check, explain, legend, overlay, to_png
 from images import FORMAT_NAMES, MAX_MEGABYTES, SUFFIXES, BadImage, open_picture
 from model import MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
-
-# Streamlit's server would write an upload of more than 1 MB to a temporary file; ours stay in memory.
-MultiPartParser.spool_max_size = 2 * MAX_MEGABYTES * 1_000_000
+from visits import forget_when_left, keep_uploads_in_memory
 
 HERE = Path(__file__).parent
 EXAMPLES = {path.stem.replace("_", " ").capitalize(): path for path in sorted((HERE / "examples").glob("*.jpg"))}
@@ -312,6 +309,8 @@ def forget_example() -> None:
     st.session_state["example"] = None
 
 
+keep_uploads_in_memory()
+forget_when_left()
 st.set_page_config(page_title="Meme Classifier", page_icon=page_icon(), layout="wide")
 st.html(background_css())
 st.html(HERE / "style.css")

@@ -115,6 +115,10 @@ class Visitor:
 
     async def ask(self, name: str, picture: bytes) -> Shown:
         """Upload a picture in the place of the last one, and read the answer."""
+        return await self.rerun(await self.upload(name, picture))
+
+    async def upload(self, name: str, picture: bytes) -> UploadedFileInfo:
+        """Upload a picture, which changes nothing on the page yet."""
         request = BackMsg()
         request.file_urls_request.request_id = name
         request.file_urls_request.session_id = self.session
@@ -124,8 +128,7 @@ class Visitor:
             pass
         (urls,) = received.file_urls_response.file_urls
         await asyncio.to_thread(self.put, urls, name, picture)
-        info = UploadedFileInfo(name=name, size=len(picture), file_id=urls.file_id, file_urls=urls)
-        return await self.rerun(info)
+        return UploadedFileInfo(name=name, size=len(picture), file_id=urls.file_id, file_urls=urls)
 
     def put(self, urls: FileURLs, name: str, picture: bytes) -> None:
         """Send the file itself."""

@@ -15,7 +15,8 @@ import anyio
 import streamlit as st
 import torch
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import MultiPartException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -24,10 +25,9 @@ from gallery import MAX_PICTURES, MAX_TOTAL_MEGABYTES
 from gradcam import answer_png, explain
 from images import BadImage, open_picture
 from model import CLASSES, NOT_SURE, BadCheckpoint, Classifier
+from visits import MAX_BODY, RETRY_AFTER, Capacity, InMemory
 
-MAX_BODY = MAX_TOTAL_MEGABYTES * 1_000_000
 MAX_WAITING = 16  # requests; more are told to come back later
-RETRY_AFTER = "5"  # seconds
 
 
 class Refusal(Exception):
@@ -36,12 +36,6 @@ class Refusal(Exception):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
-
-
-class InMemory(MultiPartParser):
-    """A parser that never writes an upload to the disk."""
-
-    spool_max_size = MAX_BODY + 1
 
 
 @cache
@@ -169,7 +163,7 @@ def describe(_request: Request) -> Response:
             ("415", "The body is not multipart/form-data"),
             ("422", "No picture, a parameter that is not understood, or a single picture that cannot be read"),
             ("429", "Too many requests are waiting"),
-            ("503", "The checkpoint cannot be read"),
+            ("503", "The checkpoint cannot be read, or more would arrive at once than there is room for"),
         )
     }
     return JSONResponse(
@@ -199,4 +193,4 @@ def describe(_request: Request) -> Response:
 
 
 routes = (Route("/api/classify", classify, methods=["POST"]), Route("/api/openapi.json", describe))
-app = st.App("app.py", routes=list(routes))
+app = st.App("app.py", routes=list(routes), middleware=[Middleware(Capacity)])

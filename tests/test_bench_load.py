@@ -1,12 +1,9 @@
-"""Many visitors, and what they leave behind: real sessions with the real server."""
+"""Many visitors: real sessions with the real server."""
 
 import asyncio
-import os
-import resource
 from contextlib import AsyncExitStack
 
 import pytest
-from pictures import encode, noise
 
 from bench_load import Scene, Shown, Visitor, crowd, draw
 from bench_page import running_server
@@ -47,19 +44,3 @@ def test_who_waits_reads_that_it_waits() -> None:
         texts = asyncio.run(visit())
     assert any("yours is waiting" in text for text in texts)
     assert any("Looking at the picture" in text for text in texts)
-
-
-def no_files() -> None:
-    """Let this process write to no file: any attempt fails, even to what pytest keeps of its output."""
-    for output in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
-
-def test_uploads_never_touch_the_disk() -> None:
-    """Of 9 MB, where web servers have long begun to use temporary files."""
-    large = encode(noise(900, 600), "JPEG") + bytes(9_000_000)  # what is behind its end is no part of a JPEG
-    with running_server(prepare=no_files) as (address, _):
-        (shown,) = asyncio.run(ask_alone(address, [large]))
-    assert shown.verdict
-    assert not shown.errors

@@ -1,16 +1,22 @@
 """What was made to hurt gets an answer or one sentence, soon and in little memory."""
 
+import asyncio
 import os
 import random
 import sys
 import time
+from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 from hostile import ENCODINGS, hostile_files
+from httpx2 import Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import encode, noise
 
+from bench_load import Shown, Visitor
+from bench_page import running_server
 from gallery import look
 from images import SHOWN_SIDE, BadImage, open_picture
 from model import Classifier, Prediction
@@ -76,6 +82,33 @@ def test_none_takes_long_or_much_memory(files: dict[str, bytes]) -> None:
 def test_what_opens_is_answered(files: dict[str, bytes], tiny_classifier: Classifier) -> None:
     for name in STILL_GOOD:
         assert isinstance(look(tiny_classifier, name, files[name]).answer, Prediction)
+
+
+NAMES = ("../../etc/passwd.png", "<script>a</script>**b**:red[c].png", "😀🏳️.png", "a\u202egnp.exe.png", "a%00b.png")
+
+
+def test_names_are_only_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page and the HTTP interface say of them; tests of the gallery say how they are shown."""
+
+    async def visit(address: str, name: str) -> Shown:
+        async with Visitor(address) as visitor:
+            return await visitor.ask(name, picture)
+
+    picture = encode(noise(90, 60))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with running_server("serve.py") as (address, _), Client(base_url=address, timeout=60) as client:
+        answers = {name: asyncio.run(visit(address, name)) for name in (*NAMES, "plain.png")}
+        assert len(set(answers.values())) == 1
+        assert answers["plain.png"].verdict
+        for name in NAMES:
+            response = client.post("/api/classify", files=[("pictures", (name, picture))])
+            assert response.json()["pictures"][0]["name"] == name
+        endless = client.post("/api/classify", files=[("pictures", ("x" * 5000 + ".png", picture))])
+        assert endless.status_code == 422
+        assert endless.json()["error"].startswith("The body cannot be read")
+        with pytest.raises(HTTPError, match="400"):
+            asyncio.run(visit(address, "x" * 5000 + ".png"))
+    assert not list(tmp_path.iterdir())
 
 
 SEEDS = [encode(noise(side, 40, side), name) for name in ENCODINGS for side in (33, 200)]

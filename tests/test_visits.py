@@ -1,0 +1,129 @@
+"""What visits leave behind, and what they may hold: real sessions with the real server."""
+
+import asyncio
+import os
+import resource
+import signal
+import threading
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from http.client import HTTPException
+from pathlib import Path
+
+import pytest
+from pictures import encode, noise
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from websockets.exceptions import ConnectionClosed
+
+import visits
+from bench_load import Shown, Visitor
+from bench_page import resident, running_server
+
+
+def padded(seed: int) -> bytes:
+    """A picture of 9 MB, where web servers have long begun to use temporary files."""
+    return encode(noise(900, 600, seed), "JPEG") + bytes(9_000_000)  # what is behind its end is no part of a JPEG
+
+
+async def ask(address: str, pictures: list[bytes]) -> list[Shown]:
+    async with Visitor(address) as visitor:
+        return [await visitor.ask("picture.jpg", picture) for picture in pictures]
+
+
+def no_files() -> None:
+    """Let this process write to no file: any attempt fails, even to what pytest keeps of its output."""
+    for output in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def test_uploads_never_touch_the_disk() -> None:
+    with running_server(prepare=no_files) as (address, _):
+        (shown,) = asyncio.run(ask(address, [padded(0)]))
+    assert shown.verdict
+    assert not shown.errors
+
+
+def test_who_leaves_takes_the_memory_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def visit() -> tuple[float, float]:
+        async with AsyncExitStack() as stack:
+            visitors = [await stack.enter_async_context(Visitor(address)) for _ in range(20)]
+            await visitors[0].ask("first.jpg", padded(0))  # loads the network
+            before = resident(process)
+            for number, visitor in enumerate(visitors[1:]):
+                await visitor.ask("mine.jpg", padded(number))
+            return before, resident(process)
+
+    monkeypatch.setenv("STREAMLIT_SERVER_DISCONNECTED_SESSION_TTL", "4")  # seconds, not minutes
+    with running_server() as (address, process):
+        before, full = asyncio.run(visit())
+        assert full > before + 19 * 9 * 0.9
+        end = time.monotonic() + 30
+        while resident(process) > before + 0.2 * (full - before) and time.monotonic() < end:
+            time.sleep(0.5)
+        assert resident(process) < before + 0.2 * (full - before)
+
+
+def test_killed_in_mid_upload_it_comes_back_clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def upload() -> None:
+        async with Visitor(address) as visitor:
+            threading.Timer(0.3, os.kill, (process, signal.SIGKILL)).start()
+            while True:  # one after the other, so that it dies in one of them
+                await visitor.ask("half.jpg", padded(0))
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with running_server() as (address, process), pytest.raises((OSError, ConnectionClosed, HTTPException)):
+        asyncio.run(upload())
+    assert not list(tmp_path.iterdir())
+    with running_server() as (address, _):
+        (shown,) = asyncio.run(ask(address, [padded(0)]))
+    assert shown.verdict
+
+
+def test_a_visit_that_sends_without_end_is_stopped() -> None:
+    """Files that the page's script never asks for, as no browser would send them."""
+
+    async def send() -> None:
+        async with Visitor(address) as greedy, Visitor(address) as other:
+            with pytest.raises(OSError, match=r"413|reset|Broken pipe"):
+                for number in range(40):
+                    await greedy.upload(f"{number}.jpg", padded(number))
+            assert visits.MAX_HELD_BY_VISIT / 9.1e6 - 1 < number < visits.MAX_HELD_BY_VISIT / 9e6
+            assert (await other.ask("mine.jpg", padded(0))).verdict
+
+    with running_server("serve.py") as (address, _):
+        asyncio.run(send())
+
+
+def test_the_limit_of_a_visit_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visits, "held_by_visit", lambda: Counter({"greedy": 195_000_000}))
+    client = TestClient(visits.Capacity(Response()))
+    statuses = [client.put(f"{visits.UPLOADS}{who}/1", content=bytes(9_000_000)).status_code for who in ("greedy", "b")]
+    assert statuses == [413, 200]
+    assert client.put(f"{visits.UPLOADS}greedy/2", content=bytes(1_000)).status_code == 200
+    assert client.get(f"{visits.UPLOADS}greedy/2").status_code == 200
+
+
+@pytest.mark.parametrize("length", ["90000000", None])
+def test_all_together_hold_no_more_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch, length: str | None) -> None:
+    """Requests that arrive slowly count as if they were there."""
+    statuses: list[int] = []
+
+    async def slow(_: Request) -> Response:
+        if len(statuses) < 20:
+            statuses.append(client.post("/slow", headers=headers).status_code)
+        return Response()
+
+    monkeypatch.setattr(visits, "MAX_HELD", 500_000_000)
+    client = TestClient(visits.Capacity(Route("/slow", slow, methods=["POST"])))
+    headers = {"content-length": length} if length else {"transfer-encoding": "chunked"}
+    assert client.post("/slow", headers=headers).status_code == 200
+    room = 5  # of 90 or, unknown, 100 MB
+    assert sorted(statuses) == [200] * (room - 1) + [503]
+    statuses.clear()
+    assert client.post("/slow", headers=headers).status_code == 200  # what is over no longer counts
+    assert 200 in statuses

@@ -1,0 +1,109 @@
+"""What visits may hold on the server, and for how long."""
+
+import asyncio
+import atexit
+import ctypes
+import gc
+from collections import Counter
+from contextlib import suppress
+
+import streamlit as st
+from starlette.formparsers import MultiPartParser
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from streamlit.runtime import exists, get_instance
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from gallery import MAX_TOTAL_MEGABYTES
+
+MAX_BODY = MAX_TOTAL_MEGABYTES * 1_000_000  # of one request to the HTTP interface
+MAX_HELD_BY_VISIT = 2 * MAX_BODY  # so that who chooses too many pictures still sees the first ones answered
+MAX_HELD = 1_000_000_000  # by all visits and requests; the page holds each upload twice
+UPLOADS = "/_stcore/upload_file/"  # then the visit and the file
+RETRY_AFTER = "5"  # seconds
+
+gc.freeze()  # what is imported by now stays anyway, and would take each collection below 0.2 seconds
+atexit.register(gc.unfreeze)
+
+
+class InMemory(MultiPartParser):
+    """A parser that never writes an upload to the disk."""
+
+    spool_max_size = MAX_BODY + 1
+
+
+def keep_uploads_in_memory() -> None:
+    """Streamlit's own server would write an upload of more than 1 MB to a temporary file."""
+    MultiPartParser.spool_max_size = InMemory.spool_max_size
+
+
+def forget_when_left() -> None:
+    """Have all that this visit holds freed soon after it ends; to be called in each run of the page's script.
+
+    Streamlit keeps a visit for those who come back after a moment without network, and frees it when
+    somebody else leaves after `server.disconnectedSessionTTL`: on a quiet server, never.
+    """
+    _visit()
+
+
+def _has_left(visit: str) -> None:
+    # Half of the time, for when that is over Streamlit no longer finds the visit itself.
+    patience = st.get_option("server.disconnectedSessionTTL") / 2
+    asyncio.get_running_loop().call_later(patience, _forget, visit)
+
+
+def _forget(visit: str) -> None:
+    if exists() and not get_instance().is_active_session(visit):
+        get_instance().close_session(visit)
+        gc.collect()  # a visit's parts refer to each other
+        with suppress(OSError, AttributeError):  # of glibc, which keeps what is freed
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+@st.cache_resource(scope="session", on_release=_has_left, show_spinner=False)
+def _visit() -> str:
+    context = get_script_run_ctx()
+    return context.session_id if context else ""
+
+
+class Capacity:
+    """Refuses what would be more than one visit, or all together, may hold."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.arriving: Counter[str] = Counter()  # bytes, by visit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 413 for a visit that holds too much, 503 if all of them do; else go on."""
+        if scope["type"] != "http" or scope["method"] not in ("PUT", "POST"):
+            await self.app(scope, receive, send)
+            return
+        length = Request(scope).headers.get("content-length", "")
+        size = min(int(length), MAX_BODY) if length.isdecimal() else MAX_BODY
+        path = scope["path"]
+        visit = path.removeprefix(UPLOADS).partition("/")[0] if path.startswith(UPLOADS) else ""
+        held = held_by_visit()
+        if visit and held[visit] + self.arriving[visit] + size > MAX_HELD_BY_VISIT:
+            sentence = f"The limit for one visit is {MAX_HELD_BY_VISIT // 1_000_000} MB."
+            await JSONResponse({"error": sentence}, 413)(scope, receive, send)
+        elif held.total() + self.arriving.total() + size > MAX_HELD:
+            sentence = "Too many pictures are being looked at. Try again in a few seconds."
+            await JSONResponse({"error": sentence}, 503, {"Retry-After": RETRY_AFTER})(scope, receive, send)
+        else:
+            self.arriving[visit] += size
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.arriving[visit] -= size
+                self.arriving += Counter()  # drops visits at zero
+
+
+def held_by_visit() -> Counter[str]:
+    """Bytes of uploads that the page holds, by visit."""
+    held: Counter[str] = Counter()
+    if exists() and isinstance(manager := get_instance().uploaded_file_mgr, MemoryUploadedFileManager):
+        for visit, files in list(manager.file_storage.items()):
+            held[visit] = sum(len(file.data) for file in list(files.values()))
+    return held
