@@ -1,7 +1,8 @@
 """Many visitors at once on the running page: python bench_load.py --visitors 1 4 16 32 --seconds 120
 
 Each visitor is a WebSocket session that speaks Streamlit's own protocol and uploads one picture after the other.
-Every answer, probability and heatmap is compared with what a visitor alone got for the same picture. Linux only.
+Every answer, probability and heatmap is compared with what a visitor alone got for the same picture. Beside it,
+taking turns, a page of the usual kind (`bench_load_usual.py`). Linux only; needs requirements-dev.txt.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import itertools
 import random
 import time
 import urllib.request
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.cookies import SimpleCookie
 from io import BytesIO
@@ -27,7 +29,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from bench_page import resident, running_server
 
 HERE = Path(__file__).parent
-PICTURES = 64
+PICTURES = 256
+PAGES = {"ours": "serve.py", "one lock": "bench_load_usual.py"}
+SETTLED = 60  # seconds, after which memory should no longer grow
 PATIENCE = 120  # seconds
 
 
@@ -166,7 +170,17 @@ class Tally:
     seconds: list[float] = field(default_factory=list)
     wrong: int = 0
     errors: int = 0
-    memory: list[tuple[float, float]] = field(default_factory=list)  # seconds since the start, MB
+    memory: list[tuple[float, int, float]] = field(default_factory=list)  # seconds since the start, answers, MB
+
+    def growth(self) -> str:
+        """MB for each 1,000 answers once settled: least squares, with twice the standard error."""
+        settled = [row for row in self.memory if row[0] >= SETTLED]
+        if len(settled) < 10:
+            return "–"
+        (slope, _), covariance = np.polyfit(
+            [row[1] / 1000 for row in settled], [row[2] for row in settled], 1, cov=True
+        )
+        return f"{slope:.1f} ± {2 * covariance[0, 0] ** 0.5:.1f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,30 +212,38 @@ async def crowd(scene: Scene, count: int, seconds: float) -> Tally:
     tally, started = Tally(), time.monotonic()
     visits = [asyncio.create_task(visit(scene, started + seconds, seed, tally)) for seed in range(count)]
     while not all(task.done() for task in visits):
-        tally.memory.append((time.monotonic() - started, resident(scene.process)))
+        tally.memory.append((time.monotonic() - started, len(tally.seconds), resident(scene.process)))
         await asyncio.sleep(1)
     await asyncio.gather(*visits)
     return tally
 
 
-async def measure(counts: list[int], seconds: float) -> None:
-    """Print a line for each number of visitors."""
+async def meet(address: str, process: int, pictures: list[bytes]) -> Scene:
+    """Ask for all pictures alone."""
+    async with Visitor(address) as visitor:
+        alone = [await visitor.ask(f"{n}.jpg", picture) for n, picture in enumerate(tqdm(pictures, desc="alone"))]
+    assert len(set(alone)) == len(pictures)  # noqa: S101  (else a mixed answer could pass for a right one)
+    return Scene(address, process, pictures, alone)
+
+
+def measure(counts: list[int], seconds: float, pages: list[str]) -> None:
+    """Print a line for each number of visitors and each page."""
     pictures = [draw(seed) for seed in range(PICTURES)]
-    with running_server() as (address, process):
-        async with Visitor(address) as visitor:
-            alone = [await visitor.ask(f"{n}.jpg", picture) for n, picture in enumerate(tqdm(pictures, desc="alone"))]
-        assert len(set(alone)) == PICTURES  # noqa: S101  (else a mixed answer could pass for a right one)
-        scene = Scene(address, process, pictures, alone)
-        headings = "visitors, answers, wrong, errors, a second, median s, 95 % s, 99 % s, MB after 1 min, MB at the end"
+    with ExitStack() as stack:
+        scenes = {
+            page: asyncio.run(meet(*stack.enter_context(running_server(PAGES[page])), pictures)) for page in pages
+        }
+        headings = (
+            "page, visitors, answers, wrong, errors, a second, median s, 95 % s, 99 % s, MB at the end, MB per 1000"
+        )
         print("|", headings.replace(", ", " | "), "|")
-        print("|" + "---|" * 10)
-        for count in counts:
-            tally = await crowd(scene, count, seconds)
+        print("|" + "---|" * 11)
+        for count, page in itertools.product(counts, pages):
+            tally = asyncio.run(crowd(scenes[page], count, seconds))
             middle, slow, slowest = np.quantile(tally.seconds, (0.5, 0.95, 0.99))
-            early = next((mb for at, mb in tally.memory if at >= min(60, seconds / 2)), tally.memory[-1][1])
-            cells: list[Any] = [count, len(tally.seconds), tally.wrong, tally.errors]
+            cells: list[Any] = [page, count, len(tally.seconds), tally.wrong, tally.errors]
             cells += [f"{len(tally.seconds) / seconds:.1f}", f"{middle:.2f}", f"{slow:.2f}", f"{slowest:.2f}"]
-            print("|", " | ".join(map(str, [*cells, f"{early:.0f}", f"{tally.memory[-1][1]:.0f}"])), "|", flush=True)
+            print("|", " | ".join(map(str, [*cells, f"{tally.memory[-1][2]:.0f}", tally.growth()])), "|", flush=True)
 
 
 def main() -> None:
@@ -229,8 +251,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the page with many visitors at once.")
     parser.add_argument("--visitors", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--pages", nargs="+", choices=PAGES, default=list(PAGES))
     arguments = parser.parse_args()
-    asyncio.run(measure(arguments.visitors, arguments.seconds))
+    measure(arguments.visitors, arguments.seconds, arguments.pages)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from bench_load import Scene, Shown, Visitor, crowd, draw
+from bench_load import Scene, Shown, Tally, Visitor, crowd, draw
 from bench_page import running_server
 
 
@@ -31,6 +31,14 @@ def test_nobody_gets_anothers_answer_and_the_log_gets_none(capfd: pytest.Capture
     with running_server() as (address, process):
         asyncio.run(visit())
     assert "secret" not in capfd.readouterr().err  # part of every upload's name
+
+
+def test_growth_is_read_from_the_settled_part() -> None:
+    memory = [
+        (float(second), 10 * second, (900 + second if second < 60 else 960 + second / 10)) for second in range(200)
+    ]
+    assert Tally(memory=memory).growth() == "10.0 ± 0.0"
+    assert Tally(memory=memory[:60]).growth() == "–"
 
 
 def test_who_waits_reads_that_it_waits() -> None:
