@@ -4,7 +4,8 @@ import math
 import random
 from io import BytesIO
 
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torch import Tensor
 
 
 class Augment:
@@ -26,6 +27,19 @@ class Augment:
             (0.4, self._jpeg),
         )
         for probability, step in steps:
+            if self.random.random() < probability:
+                picture = step(picture)
+        return picture
+
+    def anything(self, picture: Image.Image) -> Image.Image:
+        """Any part of a picture, in any shape and colours, to which its label no longer belongs."""
+        width, height = picture.size
+        area, ratio = self.random.uniform(0.12, 1) * width * height, math.exp(self.random.uniform(-0.7, 0.7))
+        part_w = min(width, max(1, int(math.sqrt(area * ratio * width / height))))
+        part_h = min(height, max(1, int(math.sqrt(area / ratio * height / width))))
+        left, top = self.random.randint(0, width - part_w), self.random.randint(0, height - part_h)
+        picture = picture.crop((left, top, left + part_w, top + part_h))
+        for probability, step in ((0.5, self._colours), (0.4, self._mirror), (0.1, ImageOps.invert), (0.2, self._jpeg)):
             if self.random.random() < probability:
                 picture = step(picture)
         return picture
@@ -80,3 +94,29 @@ class Augment:
         buffer = BytesIO()
         picture.save(buffer, "JPEG", quality=self.random.randint(10, 95))
         return Image.open(buffer, formats=("JPEG",)).convert("RGB")
+
+
+def mix(inputs: dict[int, Tensor], which: list[int], draw: random.Random) -> dict[int, Tensor]:
+    """Lay others over some pictures of a batch, or put a part of another into them; a third stays as it is.
+
+    Zhang et al. 2018, "mixup", arXiv 1710.09412; Yun et al. 2019, "CutMix", arXiv 1905.04899.
+
+    Args:
+        inputs: the same pictures at several sizes, of shape (N, 3, S, S) by S; all are mixed alike.
+        which: the indices of those that may be mixed with any of the batch.
+        draw: whence every choice comes.
+    """
+    mixed = {size: batch.clone() for size, batch in inputs.items()}
+    for index in which:
+        kind, other = draw.random(), draw.randrange(len(next(iter(inputs.values()))))
+        share = draw.uniform(0.5, 1)
+        width, height = draw.uniform(0.2, 0.8), draw.uniform(0.2, 0.8)
+        left, top = draw.uniform(0, 1 - width), draw.uniform(0, 1 - height)
+        for size, batch in inputs.items():
+            if kind < 0.35:
+                mixed[size][index] = share * batch[index] + (1 - share) * batch[other]
+            elif kind < 0.65:
+                rows = slice(int(top * size), int((top + height) * size))
+                columns = slice(int(left * size), int((left + width) * size))
+                mixed[size][index, :, rows, columns] = batch[other, :, rows, columns]
+    return mixed

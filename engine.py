@@ -15,15 +15,16 @@ TORCH, OPENVINO = "PyTorch", "OpenVINO"
 
 
 class Compiled(nn.Module):
-    """A compiled network; (N, 3, S, S) -> (N, outputs), without gradients. Not for two threads at once."""
+    """A compiled network, which gives what the network gives, without gradients. Not for two threads at once."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Answer on the CPU."""
-        return torch.from_numpy(self.network(inputs.numpy())[0].copy())
+    def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(N, 3, S, S) -> its output, or its outputs, on the CPU."""
+        first, *others = (torch.from_numpy(output.copy()) for output in self.network(inputs.numpy()).values())
+        return (first, *others) if others else first
 
 
 def engine() -> str:

@@ -2,8 +2,9 @@
 
 DATA_DIR holds `meme/` and `not_meme/`; each of their sub-folders is one source, named `GROUP__SOURCE`
 or in any other way. First a teacher that knows ImageNet is fine-tuned on the pictures, then DenseNet121
-learns from the labels, from that teacher, and from the network that it starts from if that is a classifier
-already. The run saves its state every two minutes and continues with --resume.
+learns from the labels, from that teacher's answers and features, and from the network that it starts from if
+that is a classifier already: half of the time on pictures for which there is no label. The run saves its
+state every two minutes and continues with --resume.
 """
 
 import argparse
@@ -30,11 +31,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from augment import Augment
+from augment import Augment, mix
 from calibrate import calibrate, open_batches
 from engine import OPENVINO, compiled, engine
 from evaluate import LabelledPicture, read_folder
-from images import BadImage, open_picture
+from images import BadImage, find_pictures, open_picture
 from metrics import auroc, share
 from model import (
     CLASSES,
@@ -49,7 +50,7 @@ from model import (
     save_whole,
 )
 from teacher import INPUT_SIZE as TEACHER_INPUT_SIZE
-from teacher import Teacher
+from teacher import Imitator, Teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +76,19 @@ class Course:
     ema_decay: float
 
 
-TEACHER = Course((Stage(TEACHER_INPUT_SIZE, 25_600),), 3e-4, 0.99)  # longer, it gets worse on new sources
-STUDENT = Course((Stage(160, 96_000),), 5e-4, 0.998)
+TEACHER = Course((Stage(TEACHER_INPUT_SIZE, 19_200),), 3e-4, 0.99)  # longer, it gets worse on new sources
+TEACHERS = 2  # runs, whose weights are averaged
+STUDENT = Course((Stage(160, 115_200),), 1e-3, 0.998)
 BATCH = 64
 WARM_UP = 0.04  # share of all steps
 FALL = 0.3  # share of all steps
 WEIGHT_DECAY = 0.05
 LABEL_SMOOTHING = 0.1  # 2-8 % of the training labels are wrong
-TAUGHT = 0.7  # how much the teachers' answer weighs against the label
+LABEL_WEIGHT = 0.3  # beside the teachers' answers
 GROUP_WEIGHT = 0.5  # of naming the group (poster, photo, ...) beside the class
+FEATURE_WEIGHT = 1.5  # of the teacher's feature map
+NO_LABEL = -100  # what cross_entropy leaves out
+UNLABELLED = 0.15  # share of the pictures without a label in the half that is learnt without one
 SAVE_EVERY = 120  # seconds
 VALIDATE_EVERY = 100  # steps
 HELD_OUT = 0.1  # share of the pictures, where no validation folder is given
@@ -96,29 +101,50 @@ class TrainingStream(IterableDataset[tuple[dict[int, Tensor], Tensor]]):
 
     Each comes as inputs of all the sizes asked for, and with the indices of its class and its group, shape (2,).
     A run that resumes at another step draws anew from there; the same step gives the same draw.
+
+    Args:
+        pictures: what to draw from.
+        sizes: pixels.
+        first_step: of the run.
+        unlabelled: if given, every second picture is any part of one, or of one of these, and `NO_LABEL`.
+        seed: of the draw.
     """
 
-    def __init__(self, pictures: list[LabelledPicture], sizes: set[int], first_step: int) -> None:
+    def __init__(
+        self,
+        pictures: list[LabelledPicture],
+        sizes: set[int],
+        first_step: int,
+        unlabelled: list[Path] | None = None,
+        seed: int = SEED,
+    ) -> None:
         self.pictures = pictures
         self.groups = groups_of(pictures)
         self.preprocessings = {size: Preprocessing(size) for size in sizes}
         self.first_step = first_step
+        self.unlabelled = unlabelled
+        self.seed = seed
 
     def __iter__(self) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
         worker = get_worker_info()
-        draw = random.Random(f"{SEED}-{self.first_step}-{worker.id if worker else 0}")
+        draw = random.Random(f"{self.seed}-{self.first_step}-{worker.id if worker else 0}")
         augment = Augment(draw)
         weights = balanced_weights(self.pictures)
         while True:
-            for chosen in draw.choices(self.pictures, weights, k=1024):
+            for number, chosen in enumerate(draw.choices(self.pictures, weights, k=1024)):
+                labelled = self.unlabelled is None or number % 2 == 0
+                path = chosen.path
+                if not labelled and self.unlabelled and draw.random() < UNLABELLED:
+                    path = draw.choice(self.unlabelled)
                 try:
-                    picture = open_picture(chosen.path)
+                    picture = open_picture(path)
                 except BadImage as error:
-                    tqdm.write(f"{chosen.path}: {error}", file=sys.stderr)
+                    tqdm.write(f"{path}: {error}", file=sys.stderr)
                     continue
-                augmented = augment(picture)
-                truth = torch.tensor([CLASSES.index(chosen.label), self.groups.index(chosen.group)])
-                yield {size: preprocess(augmented) for size, preprocess in self.preprocessings.items()}, truth
+                picture = augment(picture) if labelled else augment.anything(picture)
+                truth = [CLASSES.index(chosen.label), self.groups.index(chosen.group)] if labelled else [NO_LABEL] * 2
+                inputs = {size: preprocess(picture) for size, preprocess in self.preprocessings.items()}
+                yield inputs, torch.tensor(truth)
 
 
 def groups_of(pictures: list[LabelledPicture]) -> list[str]:
@@ -165,17 +191,21 @@ def train(
     *,
     resume: bool,
     teachers: Sequence[tuple[nn.Module, int]] = (),
+    unlabelled: list[Path] | None = None,
+    seed: int = SEED,
 ) -> tuple[nn.Module, list[Progress]]:
     """Run all stages of a course, or what is left of them; return the averaged network, and its history.
 
     Args:
-        network: (N, 3, S, S) -> logits of the classes and the groups; trained in place.
+        network: (N, 3, S, S) -> logits of the classes and the groups, and a feature map; trained in place.
         course: how.
         pictures: what to train on.
         held_out: what to validate on.
         state: where the run keeps itself; read when resuming, written every `SAVE_EVERY` seconds.
         resume: go on from `state` if it is there.
-        teachers: what `taught_by` takes; they see the very same crops.
+        teachers: what `taught_by` takes; they see the very same crops, and then `network` is an `Imitator`.
+        unlabelled: what `TrainingStream` takes.
+        seed: of the draw.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device).to(memory_format=torch.channels_last)
@@ -198,19 +228,19 @@ def train(
     saved_at = time.monotonic()
     bar = tqdm(total=ends[-1], initial=step, unit="step", smoothing=0.05)
     for stage, end in zip(course.stages, ends, strict=True):
-        stream = TrainingStream(pictures, {stage.input_size, *(size for _, size in teachers)}, step)
+        sizes = {stage.input_size, *(size for _, size in teachers)}
+        stream = TrainingStream(pictures, sizes, step, unlabelled, seed)
         workers = 1 if device.type == "cpu" else 8
         loader = DataLoader(stream, BATCH, num_workers=workers, prefetch_factor=4)
         batches: Iterator[tuple[dict[int, Tensor], Tensor]] = iter(loader) if step < end else iter(())
         while step < end:
             inputs, truth = next(batches)  # {S: (BATCH, 3, S, S)}, (BATCH, 2)
-            taught = taught_by(teachers, inputs, device)
+            free = (truth[:, 0] == NO_LABEL).nonzero()[:, 0].tolist()
+            inputs = mix(inputs, free, random.Random(f"{seed}-{step}"))
             for group in optimizer.param_groups:
                 group["lr"] = course.learning_rate * schedule(step / ends[-1])
             network.train()
-            with torch.autocast(device.type, torch.bfloat16):
-                logits = network(inputs[stage.input_size].to(device, memory_format=torch.channels_last))
-            loss = loss_of(logits.float(), truth.to(device), taught)
+            loss = lesson(network, teachers, inputs, truth.to(device), stage.input_size)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -231,6 +261,24 @@ def train(
     return finished, history
 
 
+def lesson(
+    network: nn.Module,
+    teachers: Sequence[tuple[nn.Module, int]],
+    inputs: dict[int, Tensor],
+    truth: Tensor,
+    input_size: int,
+) -> Tensor:
+    """The loss of one batch; see `train` for the networks, `taught_by` and `loss_of` for the rest."""
+    device = truth.device
+    taught, taught_map = taught_by(teachers, inputs, device) if teachers else (None, None)
+    with torch.autocast(device.type, torch.bfloat16):
+        logits, feature_map = network(inputs[input_size].to(device, memory_format=torch.channels_last))
+    loss = loss_of(logits.float(), truth, taught)
+    if isinstance(network, Imitator) and taught_map is not None:
+        loss = loss + FEATURE_WEIGHT * network.distance(feature_map.float(), taught_map)
+    return loss
+
+
 def in_words(course: Course) -> dict[str, Any]:
     """A course as it is kept in files."""
     return asdict(course) | {"stages": [asdict(stage) for stage in course.stages]}
@@ -238,40 +286,41 @@ def in_words(course: Course) -> dict[str, Any]:
 
 def taught_by(
     teachers: Sequence[tuple[nn.Module, int]], inputs: dict[int, Tensor], device: torch.device
-) -> Tensor | None:
-    """What the teachers say together: the mean of their logits of the classes, the first one's of the groups.
+) -> tuple[Tensor, Tensor]:
+    """What the teachers say together: the mean of their logits of the classes, the first one's of the groups, its map.
 
     Args:
-        teachers: networks with their input sizes; only the first one needs to know the groups.
+        teachers: networks with their input sizes; the first is a `Teacher`, the others give logits only.
         inputs: of shape (N, 3, S, S), by S.
         device: where the answers are to be.
     """
-    if not teachers:
-        return None
+    (teacher, teachers_size), *others = teachers
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-        answers = [network(inputs[size].to(device)).float() for network, size in teachers]
-    classes = torch.stack([answer[:, : len(CLASSES)] for answer in answers]).mean(0)
-    return torch.cat([classes, answers[0][:, len(CLASSES) :]], 1)
+        logits, feature_map = teacher(inputs[teachers_size].to(device))
+        answers = [logits, *(network(inputs[size].to(device)) for network, size in others)]
+    classes = torch.stack([answer[:, : len(CLASSES)].float() for answer in answers]).mean(0)
+    return torch.cat([classes, logits[:, len(CLASSES) :].float()], 1), feature_map.float()
 
 
 def loss_of(logits: Tensor, truth: Tensor, taught: Tensor | None) -> Tensor:
-    """How far the network is from the labels and from its teachers, of the classes and of the groups.
+    """How far the network is from the labels and from its teachers' answers, of the classes and of the groups.
 
-    Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, without a temperature.
+    Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, without a temperature;
+    on any pictures, mixed ones too, as Beyer et al. 2022, arXiv 2106.05237.
 
     Args:
         logits: of the classes, then of the groups, shape (N, C + G).
-        truth: the indices of class and group, shape (N, 2).
+        truth: the indices of class and group, or `NO_LABEL`, shape (N, 2); some of the N have a label.
         taught: the teachers' logits of the same pictures, if there are any.
     """
     sizes = [len(CLASSES), logits.shape[1] - len(CLASSES)]
     total = logits.new_zeros(())
     for part, weight in enumerate((1, GROUP_WEIGHT)):
         said = logits.split(sizes, 1)[part]
-        loss = nn.functional.cross_entropy(said, truth[:, part], label_smoothing=LABEL_SMOOTHING)
+        loss = nn.functional.cross_entropy(said, truth[:, part], ignore_index=NO_LABEL, label_smoothing=LABEL_SMOOTHING)
         if taught is not None:
             soft = taught.split(sizes, 1)[part].softmax(1)
-            loss = (1 - TAUGHT) * loss + TAUGHT * nn.functional.cross_entropy(said, soft)
+            loss = LABEL_WEIGHT * loss + nn.functional.cross_entropy(said, soft)
         total = total + weight * loss
     return total
 
@@ -286,12 +335,23 @@ def validate(
     for labelled, opened in open_batches(pictures):
         inputs = torch.stack([preprocessing(picture) for picture in opened]).to(device)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
-            logits = network(inputs.to(memory_format=torch.channels_last)).float()
+            logits = network(inputs.to(memory_format=torch.channels_last))[0].float()
         ours = CLASSES.index(MEME)
         margins += (logits[:, ours] - logits[:, 1 - ours]).tolist()
         truth += [picture.label == MEME for picture in labelled]
     is_meme, margin = np.array(truth), np.array(margins)
     return float(((margin > 0) == is_meme).mean()), auroc(is_meme, margin)
+
+
+def averaged(networks: Sequence[nn.Module]) -> nn.Module:
+    """The first of some networks of one kind, with the mean of all their weights.
+
+    Wortsman et al. 2022, "Model soups", arXiv 2203.05482.
+    """
+    states = [network.state_dict() for network in networks]
+    mean = {name: torch.stack([state[name].float() for state in states]).mean(0) for name in states[0]}
+    networks[0].load_state_dict({name: mean[name].to(tensor.dtype) for name, tensor in states[0].items()})
+    return networks[0]
 
 
 def draw_history(path: Path, histories: dict[str, list[Progress]]) -> None:
@@ -362,12 +422,36 @@ def load_initial_weights(network: nn.Module, init: str) -> None:
         raise SystemExit(f"{init} does not hold DenseNet121's weights.")
 
 
-def earlier_classifier(init: str | None) -> Classifier | None:
-    """The classifier that the network starts from, if it starts from one."""
+def tuned_teacher(
+    outputs: int, pictures: list[LabelledPicture], held_out: list[LabelledPicture], out: Path, *, resume: bool
+) -> tuple[tuple[nn.Module, int], dict[str, list[Progress]]]:
+    """The mean of some fine-tuned teachers, with its input size; and their histories."""
+    tuned, histories = [], {}
+    for seed in range(TEACHERS):
+        torch.manual_seed(seed)
+        state = out.with_suffix(f".teacher-{seed}.pth")
+        network, history = train(Teacher(outputs), TEACHER, pictures, held_out, state, resume=resume, seed=seed)
+        tuned.append(network)
+        histories[f"teacher {seed + 1}"] = history
+    return (ready_to_teach(averaged(tuned), TEACHER_INPUT_SIZE), TEACHER_INPUT_SIZE), histories
+
+
+def beginner(outputs: int, init: str | None) -> tuple[Imitator, list[tuple[nn.Module, int]]]:
+    """The network to train; and the classifier that it starts from, if it does, with its input size, to teach it."""
+    torch.manual_seed(SEED)
+    imitator = Imitator(outputs)
+    if not init:
+        return imitator, []
+    load_initial_weights(imitator.network, init)
     try:
-        return Classifier.load(init, torch.float32) if init else None
+        earlier = Classifier.load(init, torch.float32)
     except BadCheckpoint:
-        return None
+        return imitator, []
+    with torch.no_grad():
+        for name, weights in imitator.network.get_submodule("classifier").named_parameters():
+            weights[: len(CLASSES)] = earlier.network.get_parameter(f"classifier.{name}")
+    size = earlier.preprocessing.input_size
+    return imitator, [(ready_to_teach(earlier.network, size), size)]
 
 
 def ready_to_teach(network: nn.Module, input_size: int) -> nn.Module:
@@ -425,6 +509,12 @@ def main() -> int:
     parser.add_argument(
         "--val", type=Path, metavar="DIR", help="pictures to validate and calibrate on, else some of data"
     )
+    parser.add_argument(
+        "--drawn", type=Path, nargs="+", metavar="DIR", default=[], help="more of the same, for DenseNet121 alone"
+    )
+    parser.add_argument(
+        "--unlabelled", type=Path, nargs="+", metavar="DIR", default=[], help="any pictures, for the teachers to judge"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", default=Path("outputs/training.png"))
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     arguments = parser.parse_args()
@@ -438,21 +528,20 @@ def main() -> int:
         pictures, held_out = hold_out(pictures)
 
     outputs = len(CLASSES) + len(groups_of(pictures))
-    torch.manual_seed(SEED)
-    untaught = Teacher(outputs)
-    untrained = build_network(outputs)
-    if arguments.init:
-        load_initial_weights(untrained, arguments.init)
+    more = [picture for folder in arguments.drawn for picture in read_folder(folder)]
+    if strange := set(groups_of(more)) - set(groups_of(pictures)):
+        parser.error(f"there are no pictures of the groups {', '.join(sorted(strange))} in {arguments.data[0]}")
+    unlabelled = [path for folder in arguments.unlabelled for path in find_pictures(folder)]
     resume = arguments.resume
-    states = [arguments.out.with_suffix(f".{name}.pth") for name in ("teacher", "resume")]
-    teacher, teachers_history = train(untaught, TEACHER, pictures, held_out, states[0], resume=resume)
-    teachers = [(ready_to_teach(teacher, TEACHER_INPUT_SIZE), TEACHER_INPUT_SIZE)]
-    if earlier := earlier_classifier(arguments.init):
-        size = earlier.preprocessing.input_size
-        teachers.append((ready_to_teach(earlier.network, size), size))
-    average, history = train(untrained, STUDENT, pictures, held_out, states[1], resume=resume, teachers=teachers)
-    draw_history(arguments.plot, {"teacher": teachers_history, "DenseNet121": history})
-    network = without_groups(average)
+    teacher, histories = tuned_teacher(outputs, pictures, held_out, arguments.out, resume=resume)
+    imitator, earlier = beginner(outputs, arguments.init)
+    teachers = [teacher, *earlier]
+    state = arguments.out.with_suffix(".resume.pth")
+    average, histories["DenseNet121"] = train(
+        imitator, STUDENT, pictures + more, held_out, state, resume=resume, teachers=teachers, unlabelled=unlabelled
+    )
+    draw_history(arguments.plot, histories)
+    network = without_groups(average.get_submodule("network"))
     centre_classifier(network)
     preprocessing = Preprocessing(INPUT_SIZE)
     unknown = of_unknown_sources(held_out, pictures)
@@ -466,9 +555,12 @@ def main() -> int:
         about={
             "created": datetime.now(UTC).date().isoformat(),
             "trained_on": dict(Counter(picture.label for picture in pictures)),
+            "drawn": dict(Counter(picture.label for picture in more)),
+            "unlabelled": len(unlabelled),
             "data_sha256": fingerprint(pictures),
-            "teacher": in_words(TEACHER) | {"history": [asdict(entry) for entry in teachers_history]},
-            "student": in_words(STUDENT) | {"history": [asdict(entry) for entry in history]},
+            "teacher": in_words(TEACHER),
+            "student": in_words(STUDENT),
+            "histories": {name: [asdict(entry) for entry in history] for name, history in histories.items()},
             "validation_accuracy": asdict(accuracy),
         },
     )

@@ -9,7 +9,7 @@ from pictures import noise
 
 from images import squash
 from model import Preprocessing
-from teacher import INPUT_SIZE, Teacher
+from teacher import FEATURES, INPUT_SIZE, Imitator, Teacher
 
 
 @pytest.fixture
@@ -27,16 +27,40 @@ def test_it_sees_what_the_published_network_sees(teacher: Teacher) -> None:
     pixels = (squash(picture, INPUT_SIZE).astype(np.float32) - 127) / 128
     with torch.no_grad():
         theirs = published.extract_features(torch.from_numpy(pixels).permute(2, 0, 1)[None]).mean((2, 3))
-        ours = teacher.eval()(Preprocessing(INPUT_SIZE)(picture)[None])
+        ours, feature_map = teacher.eval()(Preprocessing(INPUT_SIZE)(picture)[None])
         torch.testing.assert_close(ours, teacher.network._fc(theirs), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(feature_map.mean((2, 3)), theirs, rtol=1e-3, atol=1e-4)
     assert ours.shape == (1, 3)
+    assert feature_map.shape == (1, FEATURES, 6, 6)
+
+
+def test_the_imitator_answers_as_densenet121(teacher: Teacher) -> None:
+    imitator = Imitator(3).eval()
+    inputs = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        logits, drawn = imitator(inputs)
+        torch.testing.assert_close(logits, imitator.network(inputs))
+        _, taught = teacher.eval()(torch.randn(2, 3, INPUT_SIZE, INPUT_SIZE))
+    assert drawn.shape == (2, FEATURES, 5, 5)
+    assert imitator.distance(drawn, taught) > 0.5
+
+
+def test_the_distance_is_none_for_the_teachers_own_map_whatever_its_scale() -> None:
+    torch.manual_seed(0)
+    imitator, drawn = Imitator(3), torch.randn(8, FEATURES, 3, 3)
+    scale, shift = torch.rand(FEATURES, 1, 1) * 10 + 0.1, torch.randn(FEATURES, 1, 1)
+    taught = (drawn * scale + shift).repeat_interleave(2, 2).repeat_interleave(2, 3)  # the same at twice the size
+    centred = (drawn - drawn.mean((0, 2, 3), keepdim=True)) / drawn.std((0, 2, 3), keepdim=True)
+    assert imitator.distance(centred, taught) < 0.01
+    assert imitator.distance(centred.flip(0), taught) > 1
+    assert imitator.distance(centred, taught + 5 * scale) > 5  # the first batch alone says what scale and middle are
 
 
 def test_training_leaves_the_early_part_as_it_was(teacher: Teacher) -> None:
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in teacher.parameters() if p.requires_grad], 0.1)
     teacher.eval().train()
-    teacher(torch.randn(2, 3, INPUT_SIZE, INPUT_SIZE)).square().mean().backward()
+    teacher(torch.randn(2, 3, INPUT_SIZE, INPUT_SIZE))[0].square().mean().backward()
     optimizer.step()
     changed = {name for name, tensor in teacher.state_dict().items() if not torch.equal(tensor, before[name])}
     early = ("network._conv_stem.", "network._bn0.", *(f"network._blocks.{n}." for n in range(6)))

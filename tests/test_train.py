@@ -19,7 +19,7 @@ from torchvision.models import WeightsEnum
 import train
 from calibrate import calibrate
 from evaluate import LabelledPicture, read_folder
-from model import CLASSES, MEME, NOT_MEME, Classifier, Preprocessing, build_network
+from model import CLASSES, DEFAULT_CHECKPOINT, MEME, NOT_MEME, Classifier, Preprocessing, build_network
 from train import Course, Stage, TrainingStream, balanced_weights, hold_out, of_unknown_sources
 
 
@@ -68,13 +68,38 @@ def test_the_loss_is_least_between_label_and_teacher() -> None:
     share = torch.linspace(0.01, 0.99, 99)
     for teacher, expected in (
         (None, 1 - train.LABEL_SMOOTHING / 2),
-        (taught, (1 - train.TAUGHT) * (1 - train.LABEL_SMOOTHING / 2) + train.TAUGHT * taught[0, :2].softmax(0)[0]),
+        (
+            taught,
+            (train.LABEL_WEIGHT * (1 - train.LABEL_SMOOTHING / 2) + taught[0, :2].softmax(0)[0])
+            / (train.LABEL_WEIGHT + 1),
+        ),
     ):
         logits = [torch.tensor([[math.log(p), math.log(1 - p), 0.0, 0.0]]) for p in share.tolist()]
         losses = [float(train.loss_of(one, truth, teacher)) for one in logits]
         assert float(share[int(np.argmin(losses))]) == pytest.approx(float(expected), abs=0.01)
     right_group, wrong_group = (torch.tensor([[0.0, 0.0, sign, -sign]]) for sign in (1.0, -1.0))
     assert train.loss_of(right_group, truth, None) < train.loss_of(wrong_group, truth, None)
+
+
+def test_without_a_label_only_the_teacher_counts() -> None:
+    taught = torch.tensor([[0.0, 2.0, 1.0, -1.0]] * 2)
+    truth = torch.tensor([[train.NO_LABEL] * 2, [0, 0]])
+    logits = torch.zeros(2, 4, requires_grad=True)
+    train.loss_of(logits, truth, taught).backward()
+    assert logits.grad is not None
+    expected = (logits.detach().softmax(1)[0, :2] * 2 - taught[0, :2].softmax(0)) / 2  # of the mean over both rows
+    torch.testing.assert_close(logits.grad[0, :2], expected)
+
+
+def test_every_second_picture_may_come_without_a_label(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40), (1, 2, 3)).save(tmp_path / "unlabelled.png")
+    stream = TrainingStream(read_folder(folder), {32}, 0, [tmp_path / "unlabelled.png"])
+    inputs, truth = next(iter(DataLoader(stream, 200)))
+    assert (truth[1::2] == train.NO_LABEL).all()
+    assert (truth[::2] >= 0).all()
+    flat = inputs[32].flatten(2).std(2).amax(1) < 0.05  # of one colour, but for JPEG
+    assert not flat[::2].any()
+    assert 5 < flat[1::2].sum() < 30
 
 
 def test_the_groups_outputs_go_and_the_classes_stay() -> None:
@@ -156,15 +181,15 @@ def test_centring_changes_no_probability() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A teacher's step, then two stages of two steps of four pictures each, saved after every step."""
+    """Two teachers' steps, then two stages of two steps of four pictures each, saved after every step."""
     monkeypatch.setattr(train, "TEACHER", Course((Stage(192, 4),), 1e-4, 0.9))
-    monkeypatch.setattr(train, "STUDENT", Course((Stage(32, 8), Stage(48, 8)), 1e-3, 0.9))
+    monkeypatch.setattr(train, "STUDENT", Course((Stage(32, 8), Stage(64, 8)), 1e-3, 0.9))
     monkeypatch.setattr(train, "BATCH", 4)
-    monkeypatch.setattr(train, "INPUT_SIZE", 48)
+    monkeypatch.setattr(train, "INPUT_SIZE", 64)
     monkeypatch.setattr(train, "SAVE_EVERY", -1)
 
 
-@pytest.mark.parametrize("last_call", [1, 2, 5])  # of the teacher, and of both stages of its pupil
+@pytest.mark.parametrize("last_call", [1, 2, 3, 6])  # of both teachers, and of both stages of their pupil
 @pytest.mark.usefixtures("quick")
 def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
     last_call: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -197,18 +222,18 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
     assert not out.exists()
     plot = tmp_path / "training.png"
     assert run(monkeypatch, train.main, None, folder, "--out", out, "--resume", "--plot", plot) == 0
-    steps = [0, 0, 0.25, 0.5, 0.75]
+    steps = [0, 0, 0, 0.25, 0.5, 0.75]
     assert calls == [*steps[:last_call], *steps[last_call - 1 :]]
     assert Image.open(plot).width > 600
     assert "validation pictures right" in capsys.readouterr().out
 
     classifier = Classifier.load(out)
-    assert classifier.preprocessing.input_size == 48
-    stages = [{"input_size": 32, "pictures": 8}, {"input_size": 48, "pictures": 8}]
+    assert classifier.preprocessing.input_size == 64
+    stages = [{"input_size": 32, "pictures": 8}, {"input_size": 64, "pictures": 8}]
     assert classifier.about["student"]["stages"] == stages
-    history = classifier.about["teacher"]["history"] + classifier.about["student"]["history"]
+    history = [entry for history in classifier.about["histories"].values() for entry in history]
     assert [(e["validation_accuracy"], e["validation_auroc"]) for e in history] == validated
-    assert [(e["pictures"], e["input_size"]) for e in history] == [(4, 192), (8, 32), (16, 48)]
+    assert [(e["pictures"], e["input_size"]) for e in history] == [(4, 192), (4, 192), (8, 32), (16, 64)]
     assert 0 <= classifier.not_sure[0] <= classifier.threshold <= classifier.not_sure[1] <= 1
     (prediction,) = classifier.predict([noise(60, 40)])
     assert math.isfinite(prediction.meme_probability)
@@ -263,6 +288,40 @@ def test_the_sources_that_training_knew_do_not_calibrate(
     arguments = ("--val", validation, "--out", tmp_path / "out.pth", "--plot", tmp_path / "training.png")
     assert run(monkeypatch, train.main, None, folder, *arguments) == 0
     assert {picture.source for picture in asked} == {"one-unknown", "four-unknown"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_starts_from_a_classifier_and_takes_more_pictures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = tmp_path / "drawn"
+    shutil.copytree(folder, drawn)
+    arguments = ("--drawn", drawn, "--unlabelled", folder, "--plot", tmp_path / "training.png")
+    out = tmp_path / "out.pth"
+    assert run(monkeypatch, train.main, None, folder, "--init", DEFAULT_CHECKPOINT, "--out", out, *arguments) == 0
+    about = Classifier.load(out).about
+    pictures = read_folder(folder)
+    assert about["drawn"] == dict(Counter(picture.label for picture in pictures))
+    assert about["unlabelled"] == len(pictures)
+    ours, theirs = (
+        Classifier.load(path).network.get_parameter("classifier.weight") for path in (out, DEFAULT_CHECKPOINT)
+    )
+    assert nn.functional.cosine_similarity(ours, theirs).min() > 0.9
+    (drawn / "not_meme" / "four").rename(drawn / "not_meme" / "poem__four")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, train.main, None, folder, "--out", out, *arguments)
+    assert "there are no pictures of the groups poem" in capsys.readouterr().err
+
+
+def test_networks_are_averaged_weight_by_weight() -> None:
+    networks = [nn.BatchNorm2d(3) for _ in range(2)]
+    for value, network in enumerate(networks):
+        nn.init.constant_(network.weight, value)
+        network.running_mean = torch.full((3,), 3.0 * value)
+        network.num_batches_tracked = torch.tensor(4 * value)
+    mean = train.averaged(networks).state_dict()
+    assert [mean["weight"][0], mean["running_mean"][0], mean["num_batches_tracked"]] == [0.5, 1.5, 2]
+    assert mean["num_batches_tracked"].dtype == torch.int64
 
 
 def test_folders_without_both_classes_are_wrong_usage(
