@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from augment import Augment, mix
-from calibrate import calibrate, open_batches
+from calibrate import calibrate, open_batches, shifted
 from engine import OPENVINO, compiled, engine
 from evaluate import LabelledPicture, read_folder
 from images import BadImage, find_pictures, open_picture
@@ -545,7 +545,8 @@ def main() -> int:
     centre_classifier(network)
     preprocessing = Preprocessing(INPUT_SIZE)
     unknown = of_unknown_sources(held_out, pictures)
-    calibration, probability, is_meme = calibrate(for_inference(network), preprocessing, unknown)
+    calibration, shift, probability, is_meme = calibrate(for_inference(network), preprocessing, unknown)
+    network.load_state_dict(shifted(network.state_dict(), shift))
     accuracy = share((probability >= calibration.threshold) == is_meme)
     save_checkpoint(
         arguments.out,

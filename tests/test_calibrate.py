@@ -5,17 +5,21 @@ import pytest
 from commands import run
 
 import calibrate
-from calibrate import fit_not_sure, fit_temperature, fit_threshold
+from calibrate import fit_not_sure, fit_temperature_and_shift, fit_threshold
 from evaluate import read_folder
-from model import MEME, Classifier, Preprocessing
+from images import open_picture
+from metrics import Array
+from model import DEFAULT_CHECKPOINT, MEME, Classifier, Preprocessing
 
 
-def test_the_temperature_undoes_overconfidence() -> None:
+def test_temperature_and_shift_undo_overconfidence_and_bias() -> None:
     draw = np.random.default_rng(0)
     margin = draw.normal(0, 2, 20_000)
     is_meme = draw.random(20_000) < 1 / (1 + np.exp(-margin))  # calibrated
-    assert fit_temperature(margin, is_meme) == pytest.approx(1, rel=0.05)
-    assert fit_temperature(3 * margin, is_meme) == pytest.approx(3, rel=0.05)
+    np.testing.assert_allclose(fit_temperature_and_shift(margin, is_meme), (1, 0), atol=0.07)
+    np.testing.assert_allclose(fit_temperature_and_shift(3 * (margin + 0.7), is_meme), (3, -2.1), atol=0.2)
+    sure = np.array([-5.0, -4, 4, 5])
+    assert fit_temperature_and_shift(sure, sure > 0)[1] == pytest.approx(0, abs=1e-9)  # any would do
 
 
 def test_the_threshold_is_the_lowest_of_the_precision_that_is_aimed_at() -> None:
@@ -55,6 +59,26 @@ def test_a_checkpoint_calibrated_anew_answers_at_another_size(
     assert calibrated.about["calibrated_from"] == classifier.sha256
     assert calibrated.about["data_sha256"] == classifier.about["data_sha256"]
     assert calibrated.temperature != classifier.temperature
+
+
+def test_what_is_calibrated_is_calibrated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def probabilities(checkpoint: Path) -> list[float]:
+        pictures = [open_picture(picture.path) for picture in read_folder(folder)]
+        return [prediction.meme_probability for prediction in Classifier.load(checkpoint).predict(pictures)]
+
+    given: list[Array] = []
+    fit = calibrate.fit_threshold
+
+    def spy(probability: Array, is_meme: Array) -> float:
+        given.append(probability)
+        return fit(probability, is_meme)
+
+    monkeypatch.setattr(calibrate, "fit_threshold", spy)
+    outs = [tmp_path / f"{n}.pth" for n in range(2)]
+    for before, out in zip((DEFAULT_CHECKPOINT, outs[0]), outs, strict=True):
+        assert run(monkeypatch, calibrate.main, None, folder, "--checkpoint", before, "--out", out) == 0
+        np.testing.assert_allclose(probabilities(out), given[-1], atol=0.01)
+    np.testing.assert_allclose(given[1], given[0], atol=0.03)  # little is left to do
 
 
 def test_pictures_of_one_class_do_not_calibrate(folder: Path, classifier: Classifier) -> None:
