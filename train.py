@@ -69,19 +69,20 @@ class Course:
         stages: one after the other.
         learning_rate: at its peak, see `schedule`.
         ema_decay: of the running average of the weights, which is what is kept.
+        fall: share of all steps in which the rate falls to zero.
     """
 
     stages: tuple[Stage, ...]
     learning_rate: float
     ema_decay: float
+    fall: float
 
 
-TEACHER = Course((Stage(TEACHER_INPUT_SIZE, 19_200),), 3e-4, 0.99)  # longer, it gets worse on new sources
+TEACHER = Course((Stage(TEACHER_INPUT_SIZE, 19_200),), 3e-4, 0.99, 0.3)  # longer, it gets worse on new sources
 TEACHERS = 2  # runs, whose weights are averaged
-STUDENT = Course((Stage(160, 115_200),), 1e-3, 0.998)
+STUDENT = Course((Stage(160, 76_800),), 1e-3, 0.998, 0)
 BATCH = 64
 WARM_UP = 0.04  # share of all steps
-FALL = 0.3  # share of all steps
 WEIGHT_DECAY = 0.05
 LABEL_SMOOTHING = 0.1  # 2-8 % of the training labels are wrong
 LABEL_WEIGHT = 0.3  # beside the teachers' answers
@@ -238,7 +239,7 @@ def train(
             free = (truth[:, 0] == NO_LABEL).nonzero()[:, 0].tolist()
             inputs = mix(inputs, free, random.Random(f"{seed}-{step}"))
             for group in optimizer.param_groups:
-                group["lr"] = course.learning_rate * schedule(step / ends[-1])
+                group["lr"] = course.learning_rate * schedule(step / ends[-1], course.fall)
             network.train()
             loss = lesson(network, teachers, inputs, truth.to(device), stage.input_size)
             optimizer.zero_grad()
@@ -393,14 +394,14 @@ def centre_classifier(network: nn.Module) -> None:
         weights.sub_(weights.mean(0, keepdim=True))
 
 
-def schedule(progress: float) -> float:
+def schedule(progress: float, fall: float) -> float:
     """Share of the peak learning rate: linear warm-up, a plain, and at the end half a cosine down to zero.
 
-    A rate that falls from the beginning fits the training's sources better and new ones worse.
+    A rate that falls for long fits the training sources better and new ones worse.
     """
     if progress < WARM_UP:
         return progress / WARM_UP + 1e-3
-    return 0.5 * (1 + math.cos(math.pi * max(0, progress - 1 + FALL) / FALL))
+    return 0.5 * (1 + math.cos(math.pi * (progress - 1 + fall) / fall)) if progress > 1 - fall else 1
 
 
 def load_initial_weights(network: nn.Module, init: str) -> None:

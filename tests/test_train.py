@@ -159,13 +159,14 @@ def test_a_single_source_is_split() -> None:
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
-    rates = [train.schedule(n / 100) for n in range(101)]
+    rates = [train.schedule(n / 100, 0.3) for n in range(101)]
     peak = int(np.argmax(rates))
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[10] == rates[60] == 1
     assert rates[85] == pytest.approx(0.5)
     assert rates[-1] == pytest.approx(0, abs=1e-9)
+    assert {train.schedule(n / 100, 0) for n in range(5, 101)} == {1}
 
 
 def test_centring_changes_no_probability() -> None:
@@ -182,8 +183,8 @@ def test_centring_changes_no_probability() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two teachers' steps, then two stages of two steps of four pictures each, saved after every step."""
-    monkeypatch.setattr(train, "TEACHER", Course((Stage(192, 4),), 1e-4, 0.9))
-    monkeypatch.setattr(train, "STUDENT", Course((Stage(32, 8), Stage(64, 8)), 1e-3, 0.9))
+    monkeypatch.setattr(train, "TEACHER", Course((Stage(192, 4),), 1e-4, 0.9, 0.3))
+    monkeypatch.setattr(train, "STUDENT", Course((Stage(32, 8), Stage(64, 8)), 1e-3, 0.9, 0))
     monkeypatch.setattr(train, "BATCH", 4)
     monkeypatch.setattr(train, "INPUT_SIZE", 64)
     monkeypatch.setattr(train, "SAVE_EVERY", -1)
@@ -210,11 +211,11 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
 
     monkeypatch.setattr(train, "validate", spy)
 
-    def interrupted(progress: float) -> float:
+    def interrupted(progress: float, fall: float) -> float:
         calls.append(progress)
         if len(calls) == last_call:
             raise KeyboardInterrupt
-        return whole_schedule(progress)
+        return whole_schedule(progress, fall)
 
     monkeypatch.setattr(train, "schedule", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -282,8 +283,8 @@ def test_the_sources_that_training_knew_do_not_calibrate(
         return calibrate(network, preprocessing, pictures)
 
     monkeypatch.setattr(train, "calibrate", spy)
-    monkeypatch.setattr(train, "TEACHER", Course((Stage(192, 4),), 1e-4, 0.9))
-    monkeypatch.setattr(train, "STUDENT", Course((Stage(32, 4),), 1e-3, 0.9))
+    monkeypatch.setattr(train, "TEACHER", Course((Stage(192, 4),), 1e-4, 0.9, 0.3))
+    monkeypatch.setattr(train, "STUDENT", Course((Stage(32, 4),), 1e-3, 0.9, 0))
     monkeypatch.setattr(train, "BATCH", 4)
     arguments = ("--val", validation, "--out", tmp_path / "out.pth", "--plot", tmp_path / "training.png")
     assert run(monkeypatch, train.main, None, folder, *arguments) == 0
