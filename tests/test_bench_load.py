@@ -4,6 +4,8 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
+from pictures import encode
+from PIL import Image
 
 from bench_load import Scene, Shown, Tally, Visitor, crowd, draw
 from bench_page import running_server
@@ -45,7 +47,10 @@ def test_who_waits_reads_that_it_waits() -> None:
     async def visit() -> list[str]:
         async with AsyncExitStack() as stack:
             visitors = [await stack.enter_async_context(Visitor(address)) for _ in range(12)]
-            await asyncio.gather(*(visitor.ask(f"{n}.jpg", draw(n)) for n, visitor in enumerate(visitors)))
+            pictures = [encode(Image.new("RGB", (6000, 6000), (n, 0, 0))) for n in range(len(visitors))]  # slow to open
+            await asyncio.gather(
+                *(visitor.ask("mine.png", one) for visitor, one in zip(visitors, pictures, strict=True))
+            )
             return [text for visitor in visitors for text in visitor.spinners]
 
     with running_server() as (address, _):

@@ -9,8 +9,8 @@ import pytest
 from pictures import ROOT
 
 BOX = shlex.split(
-    "bwrap --ro-bind / / --dev /dev --proc /proc --tmpfs /tmp --unshare-all --cap-drop ALL --uid 10001 --gid 10001 "
-    "--die-with-parent --setenv HOME /tmp --setenv MPLCONFIGDIR /tmp --setenv PYTHONDONTWRITEBYTECODE 1"
+    "bwrap --ro-bind / / --dev /dev --proc /proc --tmpfs /var/tmp --unshare-all --cap-drop ALL --uid 10001 --gid 10001 "
+    "--die-with-parent --setenv HOME /var/tmp --setenv MPLCONFIGDIR /var/tmp --setenv PYTHONDONTWRITEBYTECODE 1"
 )
 INSIDE = """
 import asyncio, socket
