@@ -118,8 +118,11 @@ class Visitor:
                     errors.append(str(element))
 
     async def ask(self, name: str, picture: bytes) -> Shown:
-        """Upload a picture in the place of the last one, and read the answer."""
-        return await self.rerun(await self.upload(name, picture))
+        """Upload a picture, read the answer, and take the picture away as browsers do when the next one follows."""
+        upload = await self.upload(name, picture)
+        shown = await self.rerun(upload)
+        await asyncio.to_thread(self.request, "DELETE", upload.file_urls.delete_url)
+        return shown
 
     async def upload(self, name: str, picture: bytes) -> UploadedFileInfo:
         """Upload a picture, which changes nothing on the page yet."""
@@ -138,16 +141,14 @@ class Visitor:
         """Send the file itself."""
         boundary = "a-picture-follows"
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
-        request = urllib.request.Request(  # noqa: S310
-            self.address + "/" + urls.upload_url.lstrip("/"),
-            head.encode() + picture + f"\r\n--{boundary}--\r\n".encode(),
-            {
-                "Content-Type": f"multipart/form-data; boundary={boundary}",
-                "X-Xsrftoken": self.token,
-                "Cookie": f"_streamlit_xsrf={self.token}",
-            },
-            method="PUT",
-        )
+        body = head.encode() + picture + f"\r\n--{boundary}--\r\n".encode()
+        self.request("PUT", urls.upload_url, body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+
+    def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> None:
+        """One HTTP request of this session."""
+        cookies = {"X-Xsrftoken": self.token, "Cookie": f"_streamlit_xsrf={self.token}"}
+        address = self.address + "/" + path.lstrip("/")
+        request = urllib.request.Request(address, body, cookies | (headers or {}), method=method)  # noqa: S310
         urllib.request.urlopen(request).close()  # noqa: S310
 
 

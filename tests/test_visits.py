@@ -55,7 +55,7 @@ def test_who_leaves_takes_the_memory_along(monkeypatch: pytest.MonkeyPatch) -> N
             await visitors[0].ask("first.jpg", padded(0))  # loads the network
             before = resident(process)
             for number, visitor in enumerate(visitors[1:]):
-                await visitor.ask("mine.jpg", padded(number))
+                await visitor.rerun(await visitor.upload("mine.jpg", padded(number)))
             return before, resident(process)
 
     monkeypatch.setenv("STREAMLIT_SERVER_DISCONNECTED_SESSION_TTL", "4")  # seconds, not minutes
