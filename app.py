@@ -34,7 +34,7 @@ from gallery import (
 from gradcam import GRAD_CAM, METHODS, OCCLUSION, Check, Explanation, check, explain, legend, overlay, to_png
 from images import FORMAT_NAMES, MAX_MEGABYTES, SUFFIXES, BadImage, open_picture
 from model import MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
-from visits import forget_when_left, keep_uploads_in_memory
+from visits import forget_when_left
 
 HERE = Path(__file__).parent
 EXAMPLES = {path.stem.replace("_", " ").capitalize(): path for path in sorted((HERE / "examples").glob("*.jpg"))}
@@ -309,7 +309,6 @@ def forget_example() -> None:
     st.session_state["example"] = None
 
 
-keep_uploads_in_memory()
 forget_when_left()
 st.set_page_config(page_title="Meme Classifier", page_icon=page_icon(), layout="wide")
 st.html(background_css())

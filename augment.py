@@ -2,10 +2,13 @@
 
 import math
 import random
+from collections.abc import Callable, Iterable
 from io import BytesIO
 
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
+
+Step = Callable[[Image.Image], Image.Image]
 
 
 class Augment:
@@ -26,10 +29,7 @@ class Augment:
             (0.2, self._sticker),
             (0.4, self._jpeg),
         )
-        for probability, step in steps:
-            if self.random.random() < probability:
-                picture = step(picture)
-        return picture
+        return self._some(steps, picture)
 
     def anything(self, picture: Image.Image) -> Image.Image:
         """Any part of a picture, in any shape and colours, to which its label no longer belongs."""
@@ -39,7 +39,11 @@ class Augment:
         part_h = min(height, max(1, int(math.sqrt(area / ratio * height / width))))
         left, top = self.random.randint(0, width - part_w), self.random.randint(0, height - part_h)
         picture = picture.crop((left, top, left + part_w, top + part_h))
-        for probability, step in ((0.5, self._colours), (0.4, self._mirror), (0.1, ImageOps.invert), (0.2, self._jpeg)):
+        steps = ((0.5, self._colours), (0.4, self._mirror), (0.1, ImageOps.invert), (0.2, self._jpeg))
+        return self._some(steps, picture)
+
+    def _some(self, steps: Iterable[tuple[float, Step]], picture: Image.Image) -> Image.Image:
+        for probability, step in steps:
             if self.random.random() < probability:
                 picture = step(picture)
         return picture

@@ -1,6 +1,6 @@
 """What `bench_load.py` compares our page with: a page of the usual kind, the same network behind one lock.
 
-As demos of heatmap libraries are written (TorchCAM's, whose pictures of the usual networks must be downloaded):
+As demos of heatmap libraries are written (TorchCAM's own downloads its networks, so it is not run here):
 one cached network, pytorch-grad-cam's hooks on it, hence a lock. Not for strangers.
 """
 

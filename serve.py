@@ -15,7 +15,7 @@ import anyio
 import streamlit as st
 import torch
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -25,7 +25,7 @@ from gallery import MAX_PICTURES, MAX_TOTAL_MEGABYTES
 from gradcam import answer_png, explain
 from images import BadImage, open_picture
 from model import CLASSES, NOT_SURE, BadCheckpoint, Classifier
-from visits import MAX_BODY, RETRY_AFTER, Capacity, InMemory
+from visits import MAX_BODY, RETRY_AFTER, Capacity
 
 MAX_WAITING = 16  # requests; more are told to come back later
 
@@ -65,7 +65,7 @@ async def read_uploads(request: Request) -> list[tuple[str, bytes]]:
             yield chunk
 
     try:
-        parser = InMemory(request.headers, bounded(), max_files=MAX_PICTURES, max_fields=MAX_PICTURES)
+        parser = MultiPartParser(request.headers, bounded(), max_files=MAX_PICTURES, max_fields=MAX_PICTURES)
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:  # the last two: of a missing or broken boundary
         raise Refusal(422, f"The body cannot be read: {error}") from error

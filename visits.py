@@ -24,19 +24,10 @@ MAX_HELD = 1_000_000_000  # by all visits and requests; the page holds each uplo
 UPLOADS = "/_stcore/upload_file/"  # then the visit and the file
 RETRY_AFTER = "5"  # seconds
 
+# Both are process-wide and set once. An upload of more than 1 MB would go to a temporary file; ours stay in memory.
+MultiPartParser.spool_max_size = MAX_BODY + 1
 gc.freeze()  # what is imported by now stays anyway, and would take each collection below 0.2 seconds
 atexit.register(gc.unfreeze)
-
-
-class InMemory(MultiPartParser):
-    """A parser that never writes an upload to the disk."""
-
-    spool_max_size = MAX_BODY + 1
-
-
-def keep_uploads_in_memory() -> None:
-    """Streamlit's own server would write an upload of more than 1 MB to a temporary file."""
-    MultiPartParser.spool_max_size = InMemory.spool_max_size
 
 
 def forget_when_left() -> None:
