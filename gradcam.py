@@ -24,6 +24,7 @@ COLOUR_MAPS = {
     name: (colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8) for name in ("jet", "viridis")
 }
 FADE = 0.25  # heat below this fades out, so that no evidence leaves the picture as it is
+STRIP = 256  # rows painted at once: what a whole photo would take at once, is several times the photo
 LEGEND_SIZE = (512, 24)  # pixels
 OCCLUSION_CELLS = 8  # along each side
 OCCLUSION_WINDOW = 2  # cells along each side of the hidden square
@@ -271,13 +272,22 @@ def mean_colour(picture: Image.Image) -> tuple[int, ...]:
     return tuple(np.asarray(picture).mean((0, 1)).round().astype(int).tolist())
 
 
-def stretch(heat: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+def stretch(
+    heat: NDArray[np.float32], size: tuple[int, int], rows: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
     """A heatmap at the size (width, height) of the picture it was computed from, of shape (height, width).
 
     The network saw the whole picture squashed, so stretching the map back over the whole picture
     puts every cell on the part that it saw.
+
+    Args:
+        heat: shape (h, w).
+        size: of the picture, in pixels.
+        rows: of the result; if given, only those from the first up to the second.
     """
-    stretched = Image.fromarray(heat).resize(size, Image.Resampling.BICUBIC)
+    top, bottom = rows or (0, size[1])
+    box = (0, top / size[1] * heat.shape[0], heat.shape[1], bottom / size[1] * heat.shape[0])
+    stretched = Image.fromarray(heat).resize((size[0], bottom - top), Image.Resampling.BICUBIC, box)
     return np.asarray(stretched).clip(0, 1)  # bicubic overshoots a little
 
 
@@ -295,10 +305,13 @@ def overlay(
     Returns:
         An RGB picture of the same size.
     """
-    smooth = stretch(heat, picture.size)
-    colours = Image.fromarray(COLOUR_MAPS[colour_map][(smooth * 255).astype(np.uint8)])
-    mask = (opacity * (smooth / FADE).clip(max=1) * 255).astype(np.uint8)
-    return Image.composite(colours, picture, Image.fromarray(mask))
+    painted = picture.copy()
+    for top in range(0, picture.height, STRIP):
+        smooth = stretch(heat, picture.size, (top, min(top + STRIP, picture.height)))
+        colours = Image.fromarray(COLOUR_MAPS[colour_map][(smooth * 255).astype(np.uint8)])
+        mask = (opacity * (smooth / FADE).clip(max=1) * 255).astype(np.uint8)
+        painted.paste(colours, (0, top), Image.fromarray(mask))
+    return painted
 
 
 def legend(colour_map: str = "jet") -> Image.Image:

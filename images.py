@@ -27,6 +27,7 @@ MAX_JPEG_SCANS = 100  # cameras write 1, progressive files about 10; each costs 
 JPEG_DRAFT_SIDE = 1000  # pixels of the longest side; a quarter of a 12-megapixel photo's
 JPEG_DRAFT_SHORT_SIDE = 320  # pixels; twice the network's input
 SHOWN_SIDE = 1460  # pixels; Streamlit encodes anything wider a second time
+WHOLE_SIDE = 4700  # pixels; a 16-megapixel photo's, with a heatmap over it about 300 MB
 ORIENTATION = 0x0112  # EXIF 2.32
 START_OF_SCAN = b"\xff\xda"  # ITU T.81, table B.1; never inside a scan's own data
 
@@ -40,7 +41,7 @@ class BadImage(ValueError):
     """A picture that cannot be used; its text is one sentence for the person who sent it."""
 
 
-def open_picture(source: bytes | str | os.PathLike[str]) -> Image.Image:
+def open_picture(source: bytes | str | os.PathLike[str], *, whole: bool = False) -> Image.Image:
     """Turn untrusted bytes, or the file at a path, into an upright RGB picture.
 
     The first frame stands for an animation (then `info["animated"]` is true), transparency
@@ -48,6 +49,7 @@ def open_picture(source: bytes | str | os.PathLike[str]) -> Image.Image:
 
     Args:
         source: the encoded picture, or where it lies.
+        whole: at its own size instead, up to `WHOLE_SIDE`: to be kept, not to be judged.
 
     Returns:
         A loaded picture in mode RGB, without metadata.
@@ -65,7 +67,7 @@ def open_picture(source: bytes | str | os.PathLike[str]) -> Image.Image:
             _check_size(image)
             if image.format in JPEG and data.count(START_OF_SCAN) > MAX_JPEG_SCANS:
                 raise BadImage("This JPEG has more scans than any camera or program writes.")
-            return _decode(image)
+            return _decode(image, whole)
     except BadImage:
         raise
     except UnidentifiedImageError as error:
@@ -123,13 +125,14 @@ def _check_size(image: Image.Image) -> None:
         raise BadImage(f"This picture has {width} × {height} pixels; each side needs at least {MIN_SIDE}.")
 
 
-def _decode(image: Image.Image) -> Image.Image:
+def _decode(image: Image.Image, whole: bool) -> Image.Image:
+    draft_side, most = (WHOLE_SIDE, WHOLE_SIDE) if whole else (JPEG_DRAFT_SIDE, SHOWN_SIDE)
     longest = max(image.size)
-    wanted = [max(JPEG_DRAFT_SHORT_SIDE, JPEG_DRAFT_SIDE * side // longest) for side in image.size]
+    wanted = [max(JPEG_DRAFT_SHORT_SIDE, draft_side * side // longest) for side in image.size]
     image.draft("RGB", (wanted[0], wanted[1]))  # no smaller than that; does nothing to other formats
     image.load()
-    picture = _to_rgb(image)
-    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    picture = _to_rgb(image, most)
+    picture.thumbnail((most, most))
     with suppress(Exception):  # broken metadata is no reason to refuse good pixels
         picture.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
         ImageOps.exif_transpose(picture, in_place=True)
@@ -140,13 +143,13 @@ def _decode(image: Image.Image) -> Image.Image:
     return picture
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, most: int) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits per channel; Pillow's own conversion clips instead of scaling
         pixels = np.asarray(image).astype(np.int32) >> 8
         return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        layer.thumbnail((SHOWN_SIDE, SHOWN_SIDE))  # before the second full-size copy is made
+        layer.thumbnail((most, most))  # before the second full-size copy is made
         picture = Image.new("RGB", layer.size, "white")
         picture.paste(layer, mask=layer.getchannel("A"))
         return picture

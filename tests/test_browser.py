@@ -97,6 +97,14 @@ def test_a_visitor_reads_the_answers(page: Page) -> None:
     upload.set_input_files(file("plain.png", plain))
     expect_answer(page, "Not a meme")
 
+    photo = encode(mountains().resize((2400, 1800)), "JPEG")
+    upload.set_input_files(file("photo.jpg", photo))
+    expect_answer(page, "Not a meme")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the heatmap").click()
+    with Image.open(download.value.path()) as heatmap:
+        assert heatmap.size == (2400, 1800)
+
     upload.set_input_files(file("broken.png", plain[:5000]))
     answer = page.locator(".st-key-answer")
     expect(answer.get_by_text("This picture is damaged or incomplete and cannot be opened.")).to_be_visible()

@@ -28,6 +28,7 @@ from gradcam import (
     legend,
     occlude,
     overlay,
+    stretch,
     to_png,
 )
 from images import find_pictures, open_picture
@@ -254,6 +255,16 @@ def test_heat_lies_on_the_part_that_the_network_saw(width: int, height: int, row
     assert rows.max() <= top + 2 * height / 7
     assert columns.min() >= left - width / 7
     assert columns.max() <= left + 2 * width / 7
+
+
+def test_a_large_picture_is_painted_without_seams() -> None:
+    heat = np.random.default_rng(0).random((5, 5), np.float32)
+    grey = Image.new("RGB", (300, 1100), "grey")
+    painted = np.asarray(overlay(grey, heat, opacity=1), int)
+    expected = COLOUR_MAPS["jet"][(stretch(heat, grey.size) * 255).astype(np.uint8)]
+    painted_fully = stretch(heat, grey.size) > FADE
+    assert painted_fully.sum() > 100_000
+    assert np.abs(painted - expected)[painted_fully].max() <= 4  # one step of the colour map
 
 
 def test_more_opacity_shows_more_heat() -> None:

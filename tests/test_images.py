@@ -12,7 +12,7 @@ from pictures import encode, noise
 from PIL import Image
 
 import images
-from images import MAX_MEGABYTES, ORIENTATION, SHOWN_SIDE, BadImage, find_pictures, open_picture
+from images import MAX_MEGABYTES, ORIENTATION, SHOWN_SIDE, WHOLE_SIDE, BadImage, find_pictures, open_picture
 
 T = Image.Transpose
 
@@ -127,6 +127,17 @@ def test_large_photos_come_smaller(size: tuple[int, int], opened_size: tuple[int
     opened = open_picture(encode(photo, "JPEG"))
     assert opened.size == opened_size
     assert mean_difference(opened, photo.resize(opened.size)) < 3
+
+
+@pytest.mark.parametrize(("size", "whole_size"), [((2000, 1501), (2000, 1501)), ((6000, 400), (WHOLE_SIDE, 313))])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_a_whole_picture_keeps_its_size_up_to_a_limit(
+    file_format: str, size: tuple[int, int], whole_size: tuple[int, int]
+) -> None:
+    photo = noise(*size)
+    whole = open_picture(encode(photo, file_format), whole=True)
+    assert whole.size == whole_size
+    assert mean_difference(whole, photo.resize(whole.size)) < 6  # JPEG's, on noise
 
 
 def test_a_50_megapixel_jpeg_opens() -> None:
