@@ -178,14 +178,15 @@ def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, pla
         test = st.toggle("Test the heatmap", help=ABOUT_TEST, key=f"{place}-test")
         download = st.container(width="content")
 
+    heat = (explanation.heat if method == GRAD_CAM else heat_by(method, data))[shown]
+    heatmap = overlay(picture, heat, opacity / 100, colour_map)
+
     def heatmap_file() -> bytes:
         """What is shown, as a PNG of the picture's own size."""
         with free_cores():
             painted = overlay(open_picture(data, whole=True), heat, opacity / 100, colour_map)
             return to_png(painted, load_classifier(), explanation.prediction, shown, method)
 
-    heat = (explanation.heat if method == GRAD_CAM else heat_by(method, data))[shown]
-    heatmap = overlay(picture, heat, opacity / 100, colour_map)
     strength = next(words for least, words in STRENGTHS if heat.max() >= least)
     found = f"Evidence {EVIDENCE[shown]}: {strength}"
     if test and heat.any():

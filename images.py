@@ -27,7 +27,7 @@ MAX_JPEG_SCANS = 100  # cameras write 1, progressive files about 10; each costs 
 JPEG_DRAFT_SIDE = 1000  # pixels of the longest side; a quarter of a 12-megapixel photo's
 JPEG_DRAFT_SHORT_SIDE = 320  # pixels; twice the network's input
 SHOWN_SIDE = 1460  # pixels; Streamlit encodes anything wider a second time
-WHOLE_SIDE = 4700  # pixels; a 16-megapixel photo's, with a heatmap over it about 300 MB
+WHOLE_SIDE = 4700  # pixels; a 16-megapixel photo's
 ORIENTATION = 0x0112  # EXIF 2.32
 START_OF_SCAN = b"\xff\xda"  # ITU T.81, table B.1; never inside a scan's own data
 
@@ -153,4 +153,6 @@ def _to_rgb(image: Image.Image, most: int) -> Image.Image:
         picture = Image.new("RGB", layer.size, "white")
         picture.paste(layer, mask=layer.getchannel("A"))
         return picture
+    if image.mode == "RGB":
+        image.thumbnail((most, most))  # before a second copy is made
     return image.convert("RGB")

@@ -18,7 +18,7 @@ from pictures import encode, noise
 from bench_load import Shown, Visitor
 from bench_page import running_server
 from gallery import look
-from images import SHOWN_SIDE, BadImage, open_picture
+from images import SHOWN_SIDE, WHOLE_SIDE, BadImage, open_picture
 from model import Classifier, Prediction
 
 SECONDS = 2
@@ -46,6 +46,8 @@ def outcome(content: bytes) -> str:
     assert picture.mode == "RGB"
     assert max(picture.size) <= SHOWN_SIDE
     picture.tobytes()
+    del picture
+    assert max(open_picture(content, whole=True).size) <= WHOLE_SIDE
     return ""
 
 
