@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterable
 from io import BytesIO
 
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 Step = Callable[[Image.Image], Image.Image]
@@ -20,7 +20,8 @@ class Augment:
     def __call__(self, picture: Image.Image) -> Image.Image:
         steps = (
             (0.8, self._crop),
-            (0.1, self._frame),
+            (0.15, self._frame),
+            (0.06, self._telephone),
             (0.2, self._mirror),
             (0.3, self._shrink),
             (0.5, self._colours),
@@ -57,11 +58,31 @@ class Augment:
 
     def _frame(self, picture: Image.Image) -> Image.Image:
         width, height = picture.size
-        left, top, right, bottom = (int(self.random.uniform(0, 0.12) * max(picture.size)) for _ in range(4))
+        widest = self.random.choice((0.12, 0.12, 0.35))
+        left, top, right, bottom = (int(self.random.uniform(0, widest) * max(picture.size)) for _ in range(4))
         colour = self.random.choice(("white", "black", tuple(self.random.randrange(256) for _ in range(3))))
         framed = Image.new("RGB", (left + width + right, top + height + bottom), colour)
         framed.paste(picture, (left, top))
         return framed
+
+    def _telephone(self, picture: Image.Image) -> Image.Image:
+        """Show it in an app on a telephone: signs above, buttons below, perhaps lines of text."""
+        width, bar = picture.width, max(4, picture.width // 12)
+        height = max(int(self.random.uniform(1.4, 2.3) * width), picture.height + 4 * bar)
+        ground, ink = self.random.choice((("black", "#c0c0c0"), ("#1b1b1f", "#8a8a90"), ("white", "#404040")))
+        screen = Image.new("RGB", (width, height), ground)
+        top = self.random.choice(
+            ((height - picture.height) // 2, self.random.randint(bar, height - picture.height - bar))
+        )
+        draw = ImageDraw.Draw(screen)
+        for x in (0.02, 0.8, 0.9):
+            draw.rectangle((x * width, bar // 4, (x + 0.08) * width, bar // 2), ink)
+        for x in (0.2, 0.5, 0.8):
+            draw.ellipse((x * width, height - bar, x * width + bar // 2, height - bar // 2), ink)
+        for y in range(top + picture.height + bar, height - 2 * bar, bar) if self.random.random() < 0.5 else ():
+            draw.rectangle((0.05 * width, y, self.random.uniform(0.3, 0.95) * width, y + bar // 4), ink)
+        screen.paste(picture, (0, top))
+        return screen
 
     def _mirror(self, picture: Image.Image) -> Image.Image:
         return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -37,6 +37,22 @@ def test_a_crop_takes_at_most_a_tenth_from_each_side() -> None:
         assert (cropped == 255).all(2).sum() == 80 * 160
 
 
+def test_a_telephone_shows_the_whole_picture_between_its_bars() -> None:
+    augment = Augment(random.Random(0))
+    for size in ((200, 100), (100, 300)):
+        picture = noise(*size)
+        screen = augment._telephone(picture)
+        assert screen.width == picture.width
+        assert screen.height >= max(1.4 * picture.width - 1, picture.height + 1)
+        found = [
+            top
+            for top in range(screen.height - picture.height + 1)
+            if screen.crop((0, top, picture.width, top + picture.height)).tobytes() == picture.tobytes()
+        ]
+        assert len(found) == 1
+        assert 0 < found[0] < screen.height - picture.height
+
+
 def test_anything_is_a_part_of_the_picture() -> None:
     augment = Augment(random.Random(0))
     parts = [augment.anything(noise(200, 100)) for _ in range(200)]
