@@ -21,6 +21,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -66,17 +67,30 @@ def answer_all(
 ) -> Iterator[tuple[Path, Answer | BadImage]]:
     """Give each path, in order, with what `answer` says of its picture or with what is wrong with the file.
 
-    Other processes open the next pictures meanwhile, so that the network need not wait.
+    As many threads ask the network as there are cores, each for one batch on one core: sharing one batch among
+    the cores makes them wait for each other. Other processes open the next pictures meanwhile.
     """
-    squares = Squares(paths, classifier.preprocessing.input_size)
-    workers = (os.cpu_count() or 1) if len(paths) >= WORTH_WORKERS else 0
-    batches: DataLoader[Square | BadImage] = DataLoader(squares, BATCH, num_workers=workers, collate_fn=list)
-    todo = iter(paths)
-    for batch in batches:
+
+    def answered(batch: list[Square | BadImage]) -> list[Answer | BadImage]:
         good = [square for square in batch if not isinstance(square, BadImage)]
         answers = iter(answer(classifier.preprocessing.normalise(good)) if good else [])
-        for square in batch:
-            yield next(todo), square if isinstance(square, BadImage) else next(answers)
+        return [square if isinstance(square, BadImage) else next(answers) for square in batch]
+
+    squares = Squares(paths, classifier.preprocessing.input_size)
+    cores = os.cpu_count() or 1
+    workers = cores if len(paths) >= WORTH_WORKERS else 0
+    batches: DataLoader[Square | BadImage] = DataLoader(squares, BATCH, num_workers=workers, collate_fn=list)
+    todo = iter(paths)
+    waiting: deque[Future[list[Answer | BadImage]]] = deque()
+    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for batch in batches:
+            waiting.append(pool.submit(answered, batch))
+            if len(waiting) > cores:
+                for one in waiting.popleft().result():
+                    yield next(todo), one
+        for rest in waiting:
+            for one in rest.result():
+                yield next(todo), one
 
 
 def find(pattern: str) -> list[Path]:

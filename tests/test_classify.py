@@ -1,4 +1,6 @@
 import csv
+import itertools
+import math
 import os
 import signal
 import subprocess
@@ -12,10 +14,11 @@ from typing import Any
 import pytest
 from commands import run
 from pictures import ROOT, encode, noise
+from torch import Tensor
 
 import classify
 from gradcam import explain, overlay
-from images import open_picture
+from images import BadImage, open_picture
 from model import Classifier
 from tables import READERS
 
@@ -129,6 +132,29 @@ def test_other_processes_open_the_pictures_of_a_large_folder(
     for (path, answer), (expected_path, expected) in zip(classify.classify(tiny_classifier, paths), alone, strict=True):
         assert path == expected_path
         assert str(answer) == str(expected)
+
+
+def test_answers_stay_in_order_whichever_is_ready_first(folder: Path, tiny_classifier: Classifier) -> None:
+    """Several batches are answered at once; the earlier ones take longer here, and some files cannot be read."""
+    paths = sorted(folder.rglob("*.png"))
+    for path in paths[::5]:
+        path.write_bytes(b"no picture")
+    paths = paths * 8
+    batches = itertools.count()
+
+    def slow_at_first(inputs: Tensor) -> list[float]:
+        time.sleep(0.2 / (1 + next(batches)))
+        return inputs.mean((1, 2, 3)).tolist()
+
+    found = list(classify.answer_all(tiny_classifier, paths, slow_at_first))
+    assert [path for path, _ in found] == paths
+    assert next(batches) == math.ceil(len(paths) / classify.BATCH) > 4
+    for path, answer in found:
+        if isinstance(answer, BadImage):
+            assert path.read_bytes() == b"no picture"
+        else:
+            (inputs,) = tiny_classifier.preprocess([open_picture(path)])
+            assert answer == pytest.approx(float(inputs.mean()), abs=1e-5)
 
 
 def test_patterns_and_lists_name_pictures(

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from pictures import ROOT
@@ -29,6 +31,15 @@ def test_an_answer_stays_when_the_next_one_comes(fast: Classifier) -> None:
     before = first.clone()
     fast.network(torch.ones(1, 3, size, size))
     assert torch.equal(first, before)
+
+
+def test_threads_at_once_get_their_own_answers(tiny_network: nn.Module) -> None:
+    compiled = engine.compiled(tiny_network, 64, at_once=2)
+    inputs = torch.randn(200, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with ThreadPoolExecutor(4) as pool:
+        answers = torch.cat(list(pool.map(compiled, inputs)))
+    torch.testing.assert_close(answers, tiny_network(inputs[:, 0]), rtol=0.02, atol=0.02)
+    assert answers.unique(dim=0).shape[0] > 150
 
 
 def test_any_number_of_pictures_is_answered_alike(tiny_network: nn.Module) -> None:
