@@ -24,7 +24,7 @@ COLOUR_MAPS = {
     name: (colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8) for name in ("jet", "viridis")
 }
 FADE = 0.25  # heat below this fades out, so that no evidence leaves the picture as it is
-STRIP = 256  # rows painted at once: what a whole photo would take at once, is several times the photo
+STRIP = 256  # rows painted at once; for all at once, the steps between would take several times the photo
 LEGEND_SIZE = (512, 24)  # pixels
 OCCLUSION_CELLS = 8  # along each side
 OCCLUSION_WINDOW = 2  # cells along each side of the hidden square
