@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from io import TextIOWrapper
@@ -38,6 +38,8 @@ WORTH_WORKERS = 64  # pictures; fewer are done before worker processes have star
 
 Square = NDArray[np.uint8]
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Squares(Dataset[Square | BadImage]):
@@ -81,16 +83,30 @@ def answer_all(
     workers = cores if len(paths) >= WORTH_WORKERS else 0
     batches: DataLoader[Square | BadImage] = DataLoader(squares, BATCH, num_workers=workers, collate_fn=list)
     todo = iter(paths)
-    waiting: deque[Future[list[Answer | BadImage]]] = deque()
     with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for batch in batches:
-            waiting.append(pool.submit(answered, batch))
-            if len(waiting) > cores:
-                for one in waiting.popleft().result():
-                    yield next(todo), one
-        for rest in waiting:
-            for one in rest.result():
+        for answers in in_order(pool, answered, batches, ahead=cores):
+            for one in answers:
                 yield next(todo), one
+
+
+def in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """Do some work on every item in a pool's threads, and give the results in the order of the items.
+
+    Args:
+        pool: whose threads.
+        work: what to do.
+        items: any number; no more are taken than are needed.
+        ahead: how many results may be under way or waiting beyond the one that is given next.
+    """
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def find(pattern: str) -> list[Path]:
@@ -161,7 +177,8 @@ def classify_into(
         yield from classify(classifier, paths)
         return
 
-    def save(path: Path, answer: Prediction | Explanation | BadImage) -> tuple[Path, Prediction | BadImage]:
+    def save(answered: tuple[Path, Prediction | Explanation | BadImage]) -> tuple[Path, Prediction | BadImage]:
+        path, answer = answered
         if isinstance(answer, BadImage):
             return path, answer
         prediction = answer.prediction if isinstance(answer, Explanation) else answer
@@ -179,14 +196,8 @@ def classify_into(
     def answer(inputs: Tensor) -> Sequence[Prediction | Explanation]:
         return explain_inputs(classifier, inputs) if overlays else classifier.answer(inputs)
 
-    saving: deque[Future[tuple[Path, Prediction | BadImage]]] = deque()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, answered in answer_all(classifier, paths, answer):
-            saving.append(pool.submit(save, path, answered))
-            if len(saving) > 2 * BATCH:
-                yield saving.popleft().result()
-        while saving:
-            yield saving.popleft().result()
+        yield from in_order(pool, save, answer_all(classifier, paths, answer), ahead=2 * BATCH)
 
 
 def open_tables(files: dict[str, Path], sha256: str, stack: ExitStack) -> list[tuple[Table, dict[str, Row]]]:
