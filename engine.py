@@ -64,4 +64,4 @@ def load_fastest(checkpoint: Path) -> Classifier:
         return Classifier.load(checkpoint)
     classifier = Classifier.load(checkpoint, torch.float32)
     network = compiled(classifier.network, classifier.preprocessing.input_size, at_once=os.cpu_count() or 1)
-    return dataclasses.replace(classifier, network=network)
+    return dataclasses.replace(classifier, network=network, exact=classifier.network)

@@ -122,7 +122,7 @@ def explain_inputs(classifier: Classifier, inputs: Tensor, method: str = GRAD_CA
         name: (evidence(logits, feature_map, index, method) / classifier.evidence_scales[method]).clamp(0, 1).numpy()
         for index, name in enumerate(classifier.classes)
     }
-    predictions = classifier.read_logits(logits.detach())
+    predictions = classifier.judge(inputs, logits.detach())
     return [
         Explanation(prediction, {name: maps[i] for name, maps in heat.items()})
         for i, prediction in enumerate(predictions)
@@ -185,8 +185,9 @@ def evidence(logits: Tensor, feature_map: Tensor, class_index: int, method: str 
 def occlude(classifier: Classifier, inputs: Tensor) -> Explanation:
     """Explain one input of shape (3, S, S) by occlusion; where heat is 1, hiding leaves 1/e of the odds or less."""
     logits, falls = falls_by_occlusion(classifier, inputs)
+    (prediction,) = classifier.judge(inputs[None], logits)
     heat = {name: (falls if name == MEME else -falls).clip(0, 1) for name in classifier.classes}
-    return Explanation(classifier.read_logits(logits)[0], heat)
+    return Explanation(prediction, heat)
 
 
 def falls_by_occlusion(classifier: Classifier, inputs: Tensor) -> tuple[Tensor, NDArray[np.float32]]:

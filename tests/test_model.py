@@ -21,6 +21,7 @@ from model import (
     MEME,
     NOT_MEME,
     NOT_SURE,
+    ROUNDING,
     BadCheckpoint,
     Classifier,
     Preprocessing,
@@ -224,6 +225,28 @@ def test_label_and_verdict_follow_threshold_and_band(
     (prediction,) = tiny_classifier.read_logits(torch.tensor([[margin, 0.0]]))
     assert prediction.meme_probability == pytest.approx(probability, abs=1e-6)
     assert (prediction.label, prediction.verdict) == (label, verdict)
+
+
+def test_what_a_hair_decides_is_answered_in_full_precision(tiny_classifier: Classifier) -> None:
+    """Where rounding moves probabilities by up to 0.01, every label and verdict is the exact one."""
+    inputs = torch.randn(200, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = tiny_classifier.answer(inputs)
+    probabilities = sorted(prediction.meme_probability for prediction in expected)
+    low, threshold, high = probabilities[50], probabilities[100], probabilities[150]  # as close as can be
+    exact = dataclasses.replace(tiny_classifier, threshold=threshold, not_sure=(low, high))
+    rounded = tiny_classifier.network(inputs) + 0.02 * torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+    rounding = dataclasses.replace(exact, exact=exact.network)
+
+    assert (
+        max(
+            abs(a.meme_probability - b.meme_probability)
+            for a, b in zip(exact.read_logits(rounded), expected, strict=True)
+        )
+        < ROUNDING
+    )
+    words = [(p.label, p.verdict) for p in exact.answer(inputs)]
+    assert [(p.label, p.verdict) for p in exact.judge(inputs, rounded)] != words
+    assert [(p.label, p.verdict) for p in rounding.judge(inputs, rounded)] == words
 
 
 def test_the_order_of_the_outputs_is_the_checkpoints(tiny_classifier: Classifier) -> None:
