@@ -107,6 +107,8 @@ def test_pointing_and_energy() -> None:
     assert there["energy in captions"] > 0.6
     assert elsewhere["energy in captions"] < 0.01
     assert there["area of captions"] == 0.25
+    for top, hit in ((0.62, 1), (0.63, 0)):  # the middle of the third row of four is at 0.625
+        assert pointing(Case(noise(40, 40), MEME, ((0, top, 1, 0.9),)), spot(2, 2), SIZE)["pointing game"] == hit
     assert pointing(case, np.ones((4, 4), np.float32), SIZE)["energy in captions"] == pytest.approx(0.25)
     assert pointing(case, np.zeros((4, 4), np.float32), SIZE)["pointing game"] == 0
 
