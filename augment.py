@@ -32,6 +32,17 @@ class Augment:
         )
         return self._some(steps, picture)
 
+    def in_place(self, picture: Image.Image) -> Image.Image:
+        """The same without what moves anything."""
+        steps = (
+            (0.3, self._shrink),
+            (0.5, self._colours),
+            (0.1, self._grey),
+            (0.1, self._blur),
+            (0.4, self._jpeg),
+        )
+        return self._some(steps, picture)
+
     def anything(self, picture: Image.Image) -> Image.Image:
         """Any part of a picture, in any shape and colours, to which its label no longer belongs."""
         width, height = picture.size

@@ -7,15 +7,18 @@ many languages (packages `fortunes`, `fortunes-de`, ...), the letters from the f
 """
 
 import argparse
+import csv
 import itertools
 import random
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import cast
 
 import matplotlib
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
@@ -27,6 +30,7 @@ SIDE = 480  # pixels of the longest side while drawing, about
 SAVED_SIDE = 264  # pixels of the longest side when saved
 QUALITY = 70
 SEED = 0
+CAPTIONS_FILE = "captions.csv"
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]  # left, top, right, bottom; shares of the page's width and height
@@ -187,6 +191,7 @@ class Artist:
         self.templates = templates
         self.texts = texts
         self.chosen_fonts: dict[Families, Path] = {}
+        self.written: list[tuple[Image.Image, Box]] = []  # pages, and where there is ink upon them
         self.memes: dict[str, tuple[float, Callable[[], Image.Image]]] = {
             "macro": (3, self.macro),
             "caption-bar": (4, self.caption_bar),
@@ -285,6 +290,10 @@ class Artist:
             halo = layer.getchannel("A").filter(ImageFilter.GaussianBlur(size / 8)).point(lambda alpha: 2 * alpha)
             page.paste(letters.glow, (left, top), halo)
         page.paste(layer, (left, top), layer)
+        if ink := layer.getbbox():
+            first, highest, last, lowest = ink
+            at = (left + first) / page.width, (top + highest) / page.height
+            self.written.append((page, (*at, (left + last) / page.width, (top + lowest) / page.height)))
 
     def font(self, families: Families, text: str) -> Path:
         """A font of the family that can write the text, else any that can; the same all over a picture."""
@@ -732,18 +741,42 @@ def readable(path: Path) -> bool:
 
 def draw_one(
     index: int, *, label: str, pictures: list[Path], templates: list[Path], texts: list[str], out: Path
-) -> None:
-    """Draw and save the picture of one number."""
+) -> tuple[Path, list[Box]]:
+    """Draw and save the picture of one number; return its file, and where a text stands upon its whole page."""
     draw = random.Random(f"{SEED}-{label}-{index}")
     artist = Artist(draw, pictures, templates, texts)
     kinds = artist.memes if label == MEME else artist.others
     (name,) = draw.choices(list(kinds), [weight for weight, _ in kinds.values()])
     picture = kinds[name][1]()
+    boxes = [box for page, box in artist.written if page is picture]
     picture.thumbnail((SAVED_SIDE, SAVED_SIDE), Image.Resampling.LANCZOS)
     group, _, kind = name.rpartition("__")
     folder = out / label / (f"{group}__drawn" if group else "drawn")
     folder.mkdir(parents=True, exist_ok=True)
-    picture.save(folder / f"{kind}-{index:06}.webp", quality=QUALITY)
+    path = folder / f"{kind}-{index:06}.webp"
+    picture.save(path, quality=QUALITY)
+    return path, boxes
+
+
+def write_captions(file: Path, drawn: list[tuple[Path, list[Box]]]) -> None:
+    """Write a table of where the captions of the drawn memes are, a line for each."""
+    with file.open("w", encoding="utf-8", newline="") as table:
+        rows = csv.writer(table)
+        rows.writerow(("file", "left", "top", "right", "bottom"))
+        for path, boxes in drawn:
+            for box in boxes:
+                rows.writerow((path.relative_to(file.parent).as_posix(), *(f"{side:.4f}" for side in box)))
+
+
+def read_captions(folder: Path) -> dict[Path, list[Box]]:
+    """Where the captions are of the memes that this program drew into a folder; of none, if it drew none."""
+    captions: dict[Path, list[Box]] = defaultdict(list)
+    if (folder / CAPTIONS_FILE).exists():
+        with (folder / CAPTIONS_FILE).open(encoding="utf-8", newline="") as table:
+            for row in csv.DictReader(table):
+                sides = (float(row[side]) for side in ("left", "top", "right", "bottom"))
+                captions[folder / row["file"]].append(cast("Box", tuple(sides)))
+    return dict(captions)
 
 
 def main() -> int:
@@ -769,8 +802,9 @@ def main() -> int:
             work = partial(
                 draw_one, label=label, pictures=pictures, templates=templates, texts=texts, out=arguments.out
             )
-            for _ in pool.map(work, range(count), chunksize=32):
-                pass
+            drawn = list(pool.map(work, range(count), chunksize=32))
+            if label == MEME:
+                write_captions(arguments.out / CAPTIONS_FILE, drawn)
     return 0
 
 

@@ -67,10 +67,12 @@ class Imitator(nn.Module):
         self.register_buffer("centre", torch.zeros(FEATURES, 1, 1))
         self.register_buffer("spread", torch.zeros(FEATURES, 1, 1))
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, S, S) -> (N, outputs) logits, (N, 1280, S / 32, S / 32)."""
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, 3, S, S) -> (N, outputs) logits, (N, 1280, S / 32, S / 32), the cells' own logits (N, outputs, ...)."""
         feature_map = self.network[:2](inputs)
-        return self.network[2:](feature_map), self.project(feature_map)
+        weights = self.network.get_parameter("classifier.weight")[:, :, None, None]
+        by_cell = nn.functional.conv2d(feature_map, weights)
+        return self.network[2:](feature_map), self.project(feature_map), by_cell
 
     def distance(self, drawn: Tensor, taught: Tensor) -> Tensor:
         """Mean squared error of a drawn feature map, (N, 1280, h, w), and of its mean over all places.

@@ -3,8 +3,8 @@
 DATA_DIR holds `meme/` and `not_meme/`; each of their sub-folders is one source, named `GROUP__SOURCE`
 or in any other way. First a teacher that knows ImageNet is fine-tuned on the pictures, then DenseNet121
 learns from the labels, from that teacher's answers and features, and from the network that it starts from if
-that is a classifier already: half of the time on pictures for which there is no label. The run saves its
-state every two minutes and continues with --resume.
+that is a classifier already: half of the time on pictures for which there is no label. Of drawn memes it learns
+besides where their captions are. The run saves its state every two minutes and continues with --resume.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import accumulate, pairwise
@@ -49,6 +49,7 @@ from model import (
     save_checkpoint,
     save_whole,
 )
+from synthesize import Box, read_captions
 from teacher import INPUT_SIZE as TEACHER_INPUT_SIZE
 from teacher import Imitator, Teacher
 
@@ -85,11 +86,14 @@ BATCH = 64
 WARM_UP = 0.04  # share of all steps
 WEIGHT_DECAY = 0.05
 LABEL_SMOOTHING = 0.1  # 2-8 % of the training labels are wrong
-LABEL_WEIGHT = 0.3  # beside the teachers' answers
+LABEL_WEIGHT = 0.6  # beside the teachers' answers
 GROUP_WEIGHT = 0.5  # of naming the group (poster, photo, ...) beside the class
 FEATURE_WEIGHT = 1.5  # of the teacher's feature map
+PLACE_WEIGHT = 1.0  # of finding the captions, for each picture where they are known
 NO_LABEL = -100  # what cross_entropy leaves out
+UNKNOWN = [NO_LABEL, NO_LABEL, 0]  # class, group, and whether they are certain
 UNLABELLED = 0.15  # share of the pictures without a label in the half that is learnt without one
+CAPTIONED = 0.15  # share of memes whose captions' places are known among the pictures with a label
 SAVE_EVERY = 120  # seconds
 VALIDATE_EVERY = 100  # steps
 HELD_OUT = 0.1  # share of the pictures, where no validation folder is given
@@ -97,17 +101,20 @@ INPUT_SIZE = 160  # pixels, of the finished classifier; on validation pictures b
 SEED = 0
 
 
-class TrainingStream(IterableDataset[tuple[dict[int, Tensor], Tensor]]):
+class TrainingStream(IterableDataset[tuple[dict[int, Tensor], Tensor, Tensor]]):
     """An endless draw of augmented pictures: both classes equally often, then as `balanced_weights` says.
 
-    Each comes as inputs of all the sizes asked for, and with the indices of its class and its group, shape (2,).
-    A run that resumes at another step draws anew from there; the same step gives the same draw.
+    Each comes as inputs of all the sizes asked for; with the indices of its class and its group and with 1 if its
+    label is certain, shape (3,); and with the places of its captions as `cells` gives them, all 0 where they are not
+    known. A run that resumes at another step draws anew from there; the same step gives the same draw.
 
     Args:
         pictures: what to draw from.
         sizes: pixels.
         first_step: of the run.
         unlabelled: if given, every second picture is any part of one, or of one of these, and `NO_LABEL`.
+        certain: pictures whose labels no teacher knows better.
+        captions: of memes among the pictures, each a box or more.
         seed: of the draw.
     """
 
@@ -116,25 +123,33 @@ class TrainingStream(IterableDataset[tuple[dict[int, Tensor], Tensor]]):
         pictures: list[LabelledPicture],
         sizes: set[int],
         first_step: int,
+        *,
         unlabelled: list[Path] | None = None,
+        certain: Collection[Path] = (),
+        captions: dict[Path, list[Box]] | None = None,
         seed: int = SEED,
     ) -> None:
         self.pictures = pictures
+        self.certain = frozenset(certain)
+        self.captions = captions or {}
         self.groups = groups_of(pictures)
         self.preprocessings = {size: Preprocessing(size) for size in sizes}
         self.first_step = first_step
         self.unlabelled = unlabelled
         self.seed = seed
 
-    def __iter__(self) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
+    def __iter__(self) -> Iterator[tuple[dict[int, Tensor], Tensor, Tensor]]:
         worker = get_worker_info()
         draw = random.Random(f"{self.seed}-{self.first_step}-{worker.id if worker else 0}")
         augment = Augment(draw)
         weights = balanced_weights(self.pictures)
+        captioned = [picture for picture in self.pictures if picture.path in self.captions]
         while True:
             for number, chosen in enumerate(draw.choices(self.pictures, weights, k=1024)):
                 labelled = self.unlabelled is None or number % 2 == 0
-                path = chosen.path
+                placed = bool(labelled and captioned and draw.random() < CAPTIONED)
+                drawn = draw.choice(captioned) if placed else chosen
+                path = drawn.path
                 if not labelled and self.unlabelled and draw.random() < UNLABELLED:
                     path = draw.choice(self.unlabelled)
                 try:
@@ -142,10 +157,25 @@ class TrainingStream(IterableDataset[tuple[dict[int, Tensor], Tensor]]):
                 except BadImage as error:
                     tqdm.write(f"{path}: {error}", file=sys.stderr)
                     continue
-                picture = augment(picture) if labelled else augment.anything(picture)
-                truth = [CLASSES.index(chosen.label), self.groups.index(chosen.group)] if labelled else [NO_LABEL] * 2
+                if placed:
+                    picture = augment.in_place(picture)
+                else:
+                    picture = augment(picture) if labelled else augment.anything(picture)
+                truth = [CLASSES.index(drawn.label), self.groups.index(drawn.group), path in self.certain]
                 inputs = {size: preprocess(picture) for size, preprocess in self.preprocessings.items()}
-                yield inputs, torch.tensor(truth)
+                yield inputs, torch.tensor(truth if labelled else UNKNOWN), cells(self.captions[path] if placed else [])
+
+
+def cells(boxes: list[Box]) -> Tensor:
+    """1 for the cells of DenseNet121's last map, at `INPUT_SIZE`, that captions cover at least half as much as any."""
+    fine = 16  # points along each side of a cell
+    side = INPUT_SIZE // 32
+    covered = torch.zeros(side * fine, side * fine)
+    for left, top, right, bottom in boxes:
+        rows = slice(round(top * side * fine), round(bottom * side * fine))
+        covered[rows, round(left * side * fine) : round(right * side * fine)] = 1
+    shares = covered.view(side, fine, side, fine).mean((1, 3))
+    return ((shares > 0) & (shares >= shares.max() / 2)).float()
 
 
 def groups_of(pictures: list[LabelledPicture]) -> list[str]:
@@ -173,6 +203,21 @@ def balanced_weights(pictures: list[LabelledPicture]) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures to learn from.
+
+    Attributes:
+        inputs: the network's and its teachers', of shape (N, 3, S, S), by S.
+        truth: what `loss_of` takes.
+        places: what `lost` takes.
+    """
+
+    inputs: dict[int, Tensor]
+    truth: Tensor
+    places: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Where a run stood; the loss is the mean since the one before, the rest is of the averaged network."""
 
@@ -193,6 +238,8 @@ def train(
     resume: bool,
     teachers: Sequence[tuple[nn.Module, int]] = (),
     unlabelled: list[Path] | None = None,
+    certain: Collection[Path] = (),
+    captions: dict[Path, list[Box]] | None = None,
     seed: int = SEED,
 ) -> tuple[nn.Module, list[Progress]]:
     """Run all stages of a course, or what is left of them; return the averaged network, and its history.
@@ -205,7 +252,9 @@ def train(
         state: where the run keeps itself; read when resuming, written every `SAVE_EVERY` seconds.
         resume: go on from `state` if it is there.
         teachers: what `taught_by` takes; they see the very same crops, and then `network` is an `Imitator`.
-        unlabelled: what `TrainingStream` takes.
+        unlabelled: like the two that follow, what `TrainingStream` takes.
+        certain: the same.
+        captions: the same.
         seed: of the draw.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -230,18 +279,20 @@ def train(
     bar = tqdm(total=ends[-1], initial=step, unit="step", smoothing=0.05)
     for stage, end in zip(course.stages, ends, strict=True):
         sizes = {stage.input_size, *(size for _, size in teachers)}
-        stream = TrainingStream(pictures, sizes, step, unlabelled, seed)
+        stream = TrainingStream(
+            pictures, sizes, step, unlabelled=unlabelled, certain=certain, captions=captions, seed=seed
+        )
         workers = 1 if device.type == "cpu" else 8
         loader = DataLoader(stream, BATCH, num_workers=workers, prefetch_factor=4)
-        batches: Iterator[tuple[dict[int, Tensor], Tensor]] = iter(loader) if step < end else iter(())
+        batches: Iterator[tuple[dict[int, Tensor], Tensor, Tensor]] = iter(loader) if step < end else iter(())
         while step < end:
-            inputs, truth = next(batches)  # {S: (BATCH, 3, S, S)}, (BATCH, 2)
+            inputs, truth, places = next(batches)  # {S: (BATCH, 3, S, S)}, (BATCH, 3), (BATCH, h, w)
             free = (truth[:, 0] == NO_LABEL).nonzero()[:, 0].tolist()
-            inputs = mix(inputs, free, random.Random(f"{seed}-{step}"))
+            batch = Batch(mix(inputs, free, random.Random(f"{seed}-{step}")), truth.to(device), places.to(device))
             for group in optimizer.param_groups:
                 group["lr"] = course.learning_rate * schedule(step / ends[-1], course.fall)
             network.train()
-            loss = lesson(network, teachers, inputs, truth.to(device), stage.input_size)
+            loss = lesson(network, teachers, batch, stage.input_size)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -265,19 +316,35 @@ def train(
 def lesson(
     network: nn.Module,
     teachers: Sequence[tuple[nn.Module, int]],
-    inputs: dict[int, Tensor],
-    truth: Tensor,
+    batch: Batch,
     input_size: int,
 ) -> Tensor:
-    """The loss of one batch; see `train` for the networks, `taught_by` and `loss_of` for the rest."""
-    device = truth.device
-    taught, taught_map = taught_by(teachers, inputs, device) if teachers else (None, None)
+    """The loss of one batch; see `train` for the networks, `taught_by`, `loss_of` and `lost` for the rest."""
+    device = batch.truth.device
+    taught, taught_map = taught_by(teachers, batch.inputs, device) if teachers else (None, None)
     with torch.autocast(device.type, torch.bfloat16):
-        logits, feature_map = network(inputs[input_size].to(device, memory_format=torch.channels_last))
-    loss = loss_of(logits.float(), truth, taught)
+        logits, feature_map, *by_cell = network(batch.inputs[input_size].to(device, memory_format=torch.channels_last))
+    loss = loss_of(logits.float(), batch.truth, taught)
     if isinstance(network, Imitator) and taught_map is not None:
         loss = loss + FEATURE_WEIGHT * network.distance(feature_map.float(), taught_map)
+        loss = loss + PLACE_WEIGHT * lost(by_cell[0].float(), batch.places)
     return loss
+
+
+def lost(by_cell: Tensor, places: Tensor) -> Tensor:
+    """How far the strongest evidence for a meme is from the captions, as a mean over a batch.
+
+    The cross-entropy between a softmax over all cells and "in one of those that a caption covers".
+
+    Args:
+        by_cell: each cell's logits, shape (N, outputs, h, w).
+        places: which cells captions cover, shape (N, h, w); a picture with none does not count.
+    """
+    ours = CLASSES.index(MEME)
+    chances = (by_cell[:, ours] - by_cell[:, 1 - ours]).flatten(1).log_softmax(1)
+    inside = chances.masked_fill(places.flatten(1) == 0, -math.inf)
+    known = places.flatten(1).any(1)
+    return -inside[known].logsumexp(1).sum() / len(places)
 
 
 def in_words(course: Course) -> dict[str, Any]:
@@ -311,18 +378,21 @@ def loss_of(logits: Tensor, truth: Tensor, taught: Tensor | None) -> Tensor:
 
     Args:
         logits: of the classes, then of the groups, shape (N, C + G).
-        truth: the indices of class and group, or `NO_LABEL`, shape (N, 2); some of the N have a label.
+        truth: the indices of class and group, or `NO_LABEL`, and 1 where only they count, shape (N, 3).
         taught: the teachers' logits of the same pictures, if there are any.
     """
     sizes = [len(CLASSES), logits.shape[1] - len(CLASSES)]
     total = logits.new_zeros(())
     for part, weight in enumerate((1, GROUP_WEIGHT)):
         said = logits.split(sizes, 1)[part]
-        loss = nn.functional.cross_entropy(said, truth[:, part], ignore_index=NO_LABEL, label_smoothing=LABEL_SMOOTHING)
+        loss = nn.functional.cross_entropy(
+            said, truth[:, part], ignore_index=NO_LABEL, label_smoothing=LABEL_SMOOTHING, reduction="none"
+        )
         if taught is not None:
             soft = taught.split(sizes, 1)[part].softmax(1)
-            loss = LABEL_WEIGHT * loss + nn.functional.cross_entropy(said, soft)
-        total = total + weight * loss
+            both = LABEL_WEIGHT * loss + nn.functional.cross_entropy(said, soft, reduction="none")
+            loss = torch.where(truth[:, 2] == 1, loss, both)
+        total = total + weight * loss.mean()
     return total
 
 
@@ -539,7 +609,16 @@ def main() -> int:
     teachers = [teacher, *earlier]
     state = arguments.out.with_suffix(".resume.pth")
     average, histories["DenseNet121"] = train(
-        imitator, STUDENT, pictures + more, held_out, state, resume=resume, teachers=teachers, unlabelled=unlabelled
+        imitator,
+        STUDENT,
+        pictures + more,
+        held_out,
+        state,
+        resume=resume,
+        teachers=teachers,
+        unlabelled=unlabelled,
+        certain={picture.path for picture in more},
+        captions={path: boxes for folder in arguments.drawn for path, boxes in read_captions(folder).items()},
     )
     draw_history(arguments.plot, histories)
     network = without_groups(average.get_submodule("network"))

@@ -17,6 +17,16 @@ def test_draws_differ_but_are_the_generators() -> None:
     assert all(p.mode == "RGB" for p in drawn)
 
 
+def test_in_place_nothing_moves() -> None:
+    """A caption stays where its box says that it is."""
+    picture = Image.new("RGB", (120, 90), "black")
+    picture.paste("white", (30, 20, 60, 40))
+    for seed in range(30):
+        light = np.asarray(Augment(random.Random(seed)).in_place(picture).convert("L")).astype(float)
+        assert light.shape == (90, 120)
+        assert light[24:36, 34:56].mean() > light[50:].mean() + 30
+
+
 def test_the_original_stays_as_it_was() -> None:
     picture = noise(120, 90)
     before = picture.tobytes()

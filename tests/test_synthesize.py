@@ -9,7 +9,19 @@ from PIL import Image, ImageFont
 
 import synthesize
 from evaluate import read_folder
-from synthesize import ANY, DECLARATION, PLAIN, WORLD, Artist, Letters, can_write, fonts, read_texts, wrap
+from synthesize import (
+    ANY,
+    DECLARATION,
+    PLAIN,
+    WORLD,
+    Artist,
+    Letters,
+    can_write,
+    fonts,
+    read_captions,
+    read_texts,
+    wrap,
+)
 
 TEXTS = ["When you have written a test for everything and it still fails", "Кто рано встаёт, тому Бог подаёт"]
 
@@ -50,6 +62,19 @@ def test_text_stays_in_its_box(base: Path) -> None:
     assert ink[150:210, 100:300].sum() > 200
     ink[150:210, 100:300] = False
     assert not ink.any()
+
+
+@pytest.mark.parametrize(("name", "expected"), [("macro", 1), ("labels", 2), ("caption-bar", 1), ("panels", 0)])
+def test_where_text_stands_upon_a_whole_page_is_known(name: str, expected: int, base: Path) -> None:
+    drawing = artist(base, 3)
+    page = drawing.memes[name][1]()
+    boxes = [box for written, box in drawing.written if written is page]
+    assert len(boxes) >= expected
+    assert len(boxes) == 0 or expected > 0
+    for left, top, right, bottom in boxes:
+        box = left * page.width, top * page.height, right * page.width, bottom * page.height
+        ink = np.asarray(page.crop(box).convert("L"))
+        assert ink.std() > 20  # letters and ground
 
 
 def test_a_font_is_found_that_has_the_letters(base: Path) -> None:
@@ -95,6 +120,14 @@ def test_the_command_draws_labelled_folders_that_repeat(
     assert {p.source for p in first} == {"drawn"}
     assert [p.path.read_bytes() for p in first] == [p.path.read_bytes() for p in second]
     assert all(max(Image.open(p.path).size) == 264 for p in first)
+    captions = read_captions(tmp_path / "first")
+    assert set(captions) <= {p.path for p in first[:4]}
+    assert all(
+        0 <= left < right <= 1 and 0 <= top < bottom <= 1
+        for boxes in captions.values()
+        for left, top, right, bottom in boxes
+    )
+    assert read_captions(base) == {}
 
 
 def test_without_words_nothing_is_drawn(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

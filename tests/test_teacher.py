@@ -38,7 +38,9 @@ def test_the_imitator_answers_as_densenet121(teacher: Teacher) -> None:
     imitator = Imitator(3).eval()
     inputs = torch.randn(2, 3, 160, 160)
     with torch.no_grad():
-        logits, drawn = imitator(inputs)
+        logits, drawn, by_cell = imitator(inputs)
+        bias = imitator.network.get_parameter("classifier.bias")
+        torch.testing.assert_close(by_cell.mean((2, 3)) + bias, logits)
         torch.testing.assert_close(logits, imitator.network(inputs))
         _, taught = teacher.eval()(torch.randn(2, 3, INPUT_SIZE, INPUT_SIZE))
     assert drawn.shape == (2, FEATURES, 5, 5)

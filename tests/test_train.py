@@ -41,7 +41,7 @@ def test_draws_are_balanced_by_class_group_and_source() -> None:
 def test_the_same_step_draws_the_same_pictures(folder: Path) -> None:
     def draw(first_step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         stream = TrainingStream(read_folder(folder), {32, 48}, first_step)
-        inputs, truth = next(iter(DataLoader(stream, 40)))
+        inputs, truth, _ = next(iter(DataLoader(stream, 40)))
         return inputs[32], inputs[48], truth
 
     small, large, truth = draw(0)
@@ -56,15 +56,59 @@ def test_the_same_step_draws_the_same_pictures(folder: Path) -> None:
 def test_each_picture_comes_with_its_class_and_group(folder: Path) -> None:
     pictures = read_folder(folder)
     assert train.groups_of(pictures) == ["four", "meme", "poster"]
-    _, truth = next(iter(DataLoader(TrainingStream(pictures, {32}, 0), 60)))
-    seen = {(CLASSES[label], train.groups_of(pictures)[group]) for label, group in truth.tolist()}
+    certain = [picture.path for picture in pictures if picture.group == "poster"]
+    _, truth, places = next(iter(DataLoader(TrainingStream(pictures, {32}, 0, certain=certain), 60)))
+    seen = {(CLASSES[label], train.groups_of(pictures)[group]) for label, group, _ in truth.tolist()}
     assert seen == {(MEME, "meme"), (NOT_MEME, "poster"), (NOT_MEME, "four")}
+    assert torch.equal(truth[:, 2] == 1, truth[:, 1] == train.groups_of(pictures).index("poster"))
+    assert not places.any()
+
+
+def test_known_captions_come_as_the_cells_that_they_cover(folder: Path) -> None:
+    pictures = read_folder(folder)
+    chosen = next(picture.path for picture in pictures if picture.label == MEME)
+    stream = TrainingStream(pictures, {32}, 0, captions={chosen: [(0, 0, 1, 0.2)]})
+    _, truth, places = next(iter(DataLoader(stream, 400)))
+    known = places.any((1, 2))
+    assert 0.5 * train.CAPTIONED < known.float().mean() < 1.5 * train.CAPTIONED
+    assert (truth[known, 0] == CLASSES.index(MEME)).all()
+    assert (places[known, 0] == 1).all()
+    assert not places[:, 1:].any()
+
+
+def test_a_caption_marks_the_cells_of_which_it_covers_most() -> None:
+    across = train.cells([(0.1, 0.05, 0.9, 0.25)])  # three quarters of the first row, a quarter of the second
+    expected = torch.zeros(5, 5)
+    expected[0] = 1  # at its ends it covers half as much of a cell
+    assert torch.equal(across, expected)
+    assert train.cells([(0, 0, 0.2, 0.2), (0.81, 0.81, 1, 1)]).nonzero().tolist() == [[0, 0], [4, 4]]
+    assert not train.cells([]).any()
+
+
+def test_evidence_at_the_captions_is_found_and_elsewhere_is_lost() -> None:
+    places = torch.zeros(2, 5, 5)
+    places[0, 0] = 1  # the second picture's captions are not known
+    there, elsewhere = torch.zeros(2, 2, 2, 5, 5)
+    there[:, CLASSES.index(MEME), 0, 2] = 9
+    elsewhere[:, CLASSES.index(MEME), 3, 2] = 9
+    assert train.lost(there, places) < 0.01
+    assert train.lost(elsewhere, places) == pytest.approx(9 / 2, abs=0.9)
+    assert train.lost(torch.zeros(2, 2, 5, 5), places) == pytest.approx(math.log(5) / 2)
+    assert train.lost(elsewhere, torch.zeros(2, 5, 5)) == 0
+
+
+def test_a_certain_label_stands_against_the_teacher() -> None:
+    taught = torch.tensor([[0.0, 9.0, 0.0, 9.0]])
+    said = torch.tensor([[5.0, 0.0, 5.0, 0.0]])
+    certain, doubtful = (train.loss_of(said, torch.tensor([[0, 0, sure]]), taught) for sure in (1, 0))
+    assert certain == train.loss_of(said, torch.tensor([[0, 0, 1]]), None)
+    assert doubtful > certain + 3
 
 
 def test_the_loss_is_least_between_label_and_teacher() -> None:
     """Reference: a grid of all answers that a network could give about one picture of two classes and two groups."""
     taught = torch.tensor([[0.0, 2.0, 1.0, -1.0]])  # the teacher says the second class, the first group
-    truth = torch.tensor([[0, 0]])
+    truth = torch.tensor([[0, 0, 0]])
     share = torch.linspace(0.01, 0.99, 99)
     for teacher, expected in (
         (None, 1 - train.LABEL_SMOOTHING / 2),
@@ -83,7 +127,7 @@ def test_the_loss_is_least_between_label_and_teacher() -> None:
 
 def test_without_a_label_only_the_teacher_counts() -> None:
     taught = torch.tensor([[0.0, 2.0, 1.0, -1.0]] * 2)
-    truth = torch.tensor([[train.NO_LABEL] * 2, [0, 0]])
+    truth = torch.tensor([train.UNKNOWN, [0, 0, 0]])
     logits = torch.zeros(2, 4, requires_grad=True)
     train.loss_of(logits, truth, taught).backward()
     assert logits.grad is not None
@@ -93,9 +137,9 @@ def test_without_a_label_only_the_teacher_counts() -> None:
 
 def test_every_second_picture_may_come_without_a_label(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (60, 40), (1, 2, 3)).save(tmp_path / "unlabelled.png")
-    stream = TrainingStream(read_folder(folder), {32}, 0, [tmp_path / "unlabelled.png"])
-    inputs, truth = next(iter(DataLoader(stream, 200)))
-    assert (truth[1::2] == train.NO_LABEL).all()
+    stream = TrainingStream(read_folder(folder), {32}, 0, unlabelled=[tmp_path / "unlabelled.png"])
+    inputs, truth, _ = next(iter(DataLoader(stream, 200)))
+    assert (truth[1::2] == torch.tensor(train.UNKNOWN)).all()
     assert (truth[::2] >= 0).all()
     flat = inputs[32].flatten(2).std(2).amax(1) < 0.05  # of one colour, but for JPEG
     assert not flat[::2].any()
