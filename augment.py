@@ -16,32 +16,27 @@ class Augment:
 
     def __init__(self, random_generator: random.Random) -> None:
         self.random = random_generator
-
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        steps = (
+        self.moving: tuple[tuple[float, Step], ...] = (
             (0.8, self._crop),
             (0.15, self._frame),
             (0.06, self._telephone),
             (0.2, self._mirror),
+        )
+        self.still: tuple[tuple[float, Step], ...] = (
             (0.3, self._shrink),
             (0.5, self._colours),
             (0.1, self._grey),
             (0.1, self._blur),
-            (0.2, self._sticker),
-            (0.4, self._jpeg),
         )
-        return self._some(steps, picture)
+        self.covering = (0.2, self._sticker)
+        self.last = (0.4, self._jpeg)
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        return self._some((*self.moving, *self.still, self.covering, self.last), picture)
 
     def in_place(self, picture: Image.Image) -> Image.Image:
-        """The same without what moves anything."""
-        steps = (
-            (0.3, self._shrink),
-            (0.5, self._colours),
-            (0.1, self._grey),
-            (0.1, self._blur),
-            (0.4, self._jpeg),
-        )
-        return self._some(steps, picture)
+        """The same without what moves or covers anything."""
+        return self._some((*self.still, self.last), picture)
 
     def anything(self, picture: Image.Image) -> Image.Image:
         """Any part of a picture, in any shape and colours, to which its label no longer belongs."""
