@@ -336,7 +336,7 @@ with st.container(key="page"):
     st.caption(
         f"Up to {MAX_PICTURES} pictures and {MAX_TOTAL_MEGABYTES} MB at once; for more, there is the command line: "
         "python classify.py FOLDER --csv FILE. "
-        "One marked with ! did not arrive: it is too large, or the server is full for now."
+        "One marked with ! did not arrive: it is too large, or the server is full."
     )
     example = st.pills("Or try one of ours", list(EXAMPLES), key="example")
     within = within_limits([upload.size for upload in uploaded])
