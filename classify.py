@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from io import TextIOWrapper
@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from engine import engine, load_fastest
@@ -34,29 +33,11 @@ from model import DEFAULT_CHECKPOINT, BadCheckpoint, Classifier, Prediction
 from tables import AS_IT_CAME, READERS, BadTable, CsvTable, Row, Table, open_table, row_of
 
 BATCH = 16
-WORTH_WORKERS = 64  # pictures; fewer are done before worker processes have started
 
 Square = NDArray[np.uint8]
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class Squares(Dataset[Square | BadImage]):
-    """What the network sees of the picture at each path, or what is wrong with the file."""
-
-    def __init__(self, paths: list[Path], side: int) -> None:
-        self.paths = paths
-        self.side = side
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Square | BadImage:
-        try:
-            return squash(open_picture(self.paths[index]), self.side)
-        except BadImage as error:
-            return error
 
 
 def classify(classifier: Classifier, paths: list[Path]) -> Iterator[tuple[Path, Prediction | BadImage]]:
@@ -69,29 +50,37 @@ def answer_all(
 ) -> Iterator[tuple[Path, Answer | BadImage]]:
     """Give each path, in order, with what `answer` says of its picture or with what is wrong with the file.
 
-    As many threads ask the network as there are cores, each for one batch on one core: sharing one batch among
-    the cores makes them wait for each other. Other processes open the next pictures meanwhile.
+    Each thread opens one batch and asks the network for it, on one core: so every core is always busy, nothing
+    is handed from process to process, and the cores need not share a batch, where they would wait for each other.
+    Pillow, PyTorch and OpenVINO let other threads run meanwhile. One more thread than cores, for waits on the disk.
     """
 
-    def answered(batch: list[Square | BadImage]) -> list[Answer | BadImage]:
-        good = [square for square in batch if not isinstance(square, BadImage)]
+    def answered(batch: Sequence[Path]) -> list[Answer | BadImage]:
+        squares = [open_square(path, classifier.preprocessing.input_size) for path in batch]
+        good = [square for square in squares if not isinstance(square, BadImage)]
         answers = iter(answer(classifier.preprocessing.normalise(good)) if good else [])
-        return [square if isinstance(square, BadImage) else next(answers) for square in batch]
+        return [square if isinstance(square, BadImage) else next(answers) for square in squares]
 
-    squares = Squares(paths, classifier.preprocessing.input_size)
-    cores = os.cpu_count() or 1
-    workers = cores if len(paths) >= WORTH_WORKERS else 0
-    batches: DataLoader[Square | BadImage] = DataLoader(squares, BATCH, num_workers=workers, collate_fn=list)
+    threads = (os.cpu_count() or 1) + 1
+    batches = (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
     todo = iter(paths)
-    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for answers in in_order(pool, answered, batches, ahead=cores):
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for answers in in_order(pool, answered, batches, ahead=2 * threads):
             for one in answers:
                 yield next(todo), one
 
 
+def open_square(path: Path, side: int) -> Square | BadImage:
+    """What the network sees of the picture at a path, or what is wrong with the file."""
+    try:
+        return squash(open_picture(path), side)
+    except BadImage as error:
+        return error
+
+
 def in_order(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Do some work on every item in a pool's threads, and give the results in the order of the items.
 
     Args:
@@ -101,12 +90,16 @@ def in_order(
         ahead: how many results may be under way or waiting beyond the one that is given next.
     """
     waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) > ahead:
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    finally:  # after Ctrl-C, nobody waits for what has not begun
+        for result in waiting:
+            result.cancel()
 
 
 def find(pattern: str) -> list[Path]:

@@ -154,5 +154,6 @@ def _to_rgb(image: Image.Image, most: int) -> Image.Image:
         picture.paste(layer, mask=layer.getchannel("A"))
         return picture
     if image.mode == "RGB":
-        image.thumbnail((most, most))  # before a second copy is made
+        image.thumbnail((most, most))
+        return image._new(image.im)  # convert would copy the pixels, which costs a quarter of the whole opening
     return image.convert("RGB")

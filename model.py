@@ -57,7 +57,8 @@ class Preprocessing:
     def normalise(self, squares: Sequence[NDArray[np.uint8]]) -> Tensor:
         """Turn squares from `images.squash` into one input of shape (N, 3, input_size, input_size), float32."""
         pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
-        normalised: Tensor = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), list(self.mean), list(self.std))
+        scaled = F.to_dtype(pixels, torch.float32, scale=True)
+        normalised: Tensor = F.normalize(scaled, list(self.mean), list(self.std), inplace=True)
         return normalised
 
 

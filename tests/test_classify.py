@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -120,18 +121,6 @@ def test_wrong_usage_exits_with_2_before_any_work(arguments: list[str], sentence
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_other_processes_open_the_pictures_of_a_large_folder(
-    folder: Path, tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (folder / "meme" / "one" / "1.png").write_bytes(b"no picture")
-    paths = sorted(folder.rglob("*.png")) * 5
-    alone = list(classify.classify(tiny_classifier, paths))
-    monkeypatch.setattr(classify, "WORTH_WORKERS", 1)
-    for (path, answer), (expected_path, expected) in zip(classify.classify(tiny_classifier, paths), alone, strict=True):
-        assert path == expected_path
-        assert str(answer) == str(expected)
 
 
 def test_answers_stay_in_order_whichever_is_ready_first(folder: Path, tiny_classifier: Classifier) -> None:
@@ -276,8 +265,24 @@ def test_failed_files_are_tried_again(
     assert not any(row["error"] for row in rows_of(tmp_path / "a.csv"))
 
 
+def test_who_stops_early_does_not_wait_for_what_has_not_begun() -> None:
+    begun = []
+
+    def work(item: int) -> int:
+        time.sleep(0.05)
+        begun.append(item)
+        return item
+
+    with ThreadPoolExecutor(1) as pool:
+        results = classify.in_order(pool, work, itertools.count(), ahead=20)
+        assert next(results) == 0
+        results.close()
+        results.close()
+    assert len(begun) <= 3
+
+
 def test_ctrl_c_leaves_a_table_to_go_on_with(tmp_path: Path) -> None:
-    """With real processes, workers and all."""
+    """With a real process and its threads."""
     pictures, out = tmp_path / "pictures", tmp_path / "out.parquet"
     pictures.mkdir()
     picture = encode(noise(300, 200), "JPEG")
