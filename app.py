@@ -156,17 +156,19 @@ def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, pla
     if picture.info.get("animated"):
         st.caption("This picture is animated; its first frame was judged.")
 
+    evidence_key, picture_key = f"{place}-evidence", f"{place}-picture"
+    sha256 = hashlib.sha256(data).hexdigest()
+    # A new picture starts with the evidence for its own answer. (A key for each picture would do that, too, but
+    # Streamlit remembers every key that it saw until the visit ends.)
+    if st.session_state.get(picture_key) != sha256 or evidence_key not in st.session_state:
+        st.session_state[picture_key] = sha256
+        st.session_state[evidence_key] = explanation.prediction.label
+
     left, right = st.columns(2)
     scale = st.container()
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        shown = st.segmented_control(
-            "Show the evidence",
-            list(EVIDENCE),
-            format_func=EVIDENCE.__getitem__,
-            default=explanation.prediction.label,
-            required=True,
-            # A new picture starts with the evidence for its own answer.
-            key=f"{place}-{hashlib.sha256(data).hexdigest()}",
+        chosen = st.segmented_control(
+            "Show the evidence", list(EVIDENCE), format_func=EVIDENCE.__getitem__, required=True, key=evidence_key
         )
         method = st.selectbox("Method", [*METHODS, OCCLUSION], help=ABOUT_METHODS, width=180, key=f"{place}-method")
         colour_map = st.segmented_control(
@@ -178,6 +180,7 @@ def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, pla
         test = st.toggle("Test the heatmap", help=ABOUT_TEST, key=f"{place}-test")
         download = st.container(width="content")
 
+    shown = chosen or explanation.prediction.label
     heat = (explanation.heat if method == GRAD_CAM else heat_by(method, data))[shown]
     heatmap = overlay(picture, heat, opacity / 100, colour_map)
 

@@ -120,6 +120,18 @@ def test_each_picture_starts_with_the_evidence_for_its_own_answer(page: AppTest)
         assert expected not in str(page.get("image")[1].proto)
 
 
+def test_a_visit_does_not_grow_with_its_pictures(page: AppTest) -> None:
+    """Streamlit remembers each widget by its identity until the visit ends."""
+    seen = set()
+    for example in ("Cat meme", "Mountains", "Bar chart"):
+        page.pills(key="example").select(example).run()
+        controls = [*page.segmented_control, *page.selectbox, *page.slider, *page.toggle]
+        seen.add(tuple(control.proto.id for control in controls))
+    ((first, *others),) = seen
+    assert first
+    assert len(others) >= 5
+
+
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
