@@ -11,6 +11,7 @@ import itertools
 import random
 import time
 import urllib.request
+from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.cookies import SimpleCookie
@@ -32,6 +33,7 @@ HERE = Path(__file__).parent
 PICTURES = 256
 PAGES = {"ours": "serve.py", "one lock": "bench_load_usual.py"}
 SETTLED = 60  # seconds, after which memory should no longer grow
+BLOCK = 20  # seconds
 PATIENCE = 120  # seconds
 
 
@@ -174,13 +176,19 @@ class Tally:
     memory: list[tuple[float, int, float]] = field(default_factory=list)  # seconds since the start, answers, MB
 
     def growth(self) -> str:
-        """MB for each 1,000 answers once settled: least squares, with twice the standard error."""
-        settled = [row for row in self.memory if row[0] >= SETTLED]
-        if len(settled) < 10:
+        """MB for each 1,000 answers once settled: least squares, with twice the standard error.
+
+        Over the means of `BLOCK` seconds each: memory is taken and given back in steps that last many seconds, so
+        the seconds themselves are no independent measurements, and would make the error far too small.
+        """
+        blocks: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        for second, answers, megabytes in self.memory:
+            if second >= SETTLED:
+                blocks[int(second // BLOCK)].append((answers / 1000, megabytes))
+        if len(blocks) < 6:
             return "–"
-        (slope, _), covariance = np.polyfit(
-            [row[1] / 1000 for row in settled], [row[2] for row in settled], 1, cov=True
-        )
+        answered, held = np.array([np.mean(block, 0) for block in blocks.values()]).T
+        (slope, _), covariance = np.polyfit(answered, held, 1, cov=True)
         return f"{slope:.1f} ± {2 * covariance[0, 0] ** 0.5:.1f}"
 
 
