@@ -277,7 +277,6 @@ def test_who_stops_early_does_not_wait_for_what_has_not_begun() -> None:
         results = classify.in_order(pool, work, itertools.count(), ahead=20)
         assert next(results) == 0
         results.close()
-        results.close()
     assert len(begun) <= 3
 
 
