@@ -32,7 +32,7 @@ from gallery import (
     within_limits,
 )
 from gradcam import GRAD_CAM, METHODS, OCCLUSION, Check, Explanation, check, explain, legend, overlay, to_png
-from images import FORMAT_NAMES, MAX_MEGABYTES, SUFFIXES, BadImage, open_picture
+from images import FORMAT_NAMES, MAX_MEGABYTES, SUFFIXES, BadImage, inside_frame, open_picture
 from model import MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
 from visits import forget_when_left
 
@@ -155,6 +155,8 @@ def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, pla
         st.caption("Pictures with a probability like this one are often misjudged, so decide for yourself.")
     if picture.info.get("animated"):
         st.caption("This picture is animated; its first frame was judged.")
+    if inside_frame(picture):
+        st.caption("The bars around this picture were left out.")
 
     evidence_key, picture_key = f"{place}-evidence", f"{place}-picture"
     sha256 = hashlib.sha256(data).hexdigest()

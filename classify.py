@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine import engine, load_fastest
-from gradcam import Explanation, answer_png, explain_inputs
+from gradcam import Explanation, answer_png, explain_inputs, with_frame
 from images import BadImage, find_pictures, open_picture, squash
 from model import DEFAULT_CHECKPOINT, BadCheckpoint, Classifier, Prediction
 from tables import AS_IT_CAME, READERS, BadTable, CsvTable, Row, Table, open_table, row_of
@@ -156,7 +156,8 @@ def overlay_of(folder: Path, path: Path) -> Path:
 
 def save_overlay(classifier: Classifier, folder: Path, path: Path, explanation: Explanation) -> None:
     """Save the picture under the heatmap of its own answer."""
-    save_new(overlay_of(folder, path), answer_png(classifier, open_picture(path), explanation))
+    picture = open_picture(path)
+    save_new(overlay_of(folder, path), answer_png(classifier, picture, with_frame(explanation, picture)))
 
 
 def classify_into(

@@ -33,6 +33,7 @@ from bench import plain_network
 from calibrate import open_batches
 from evaluate import read_folder
 from gradcam import METHODS, OCCLUSION, evidence, falls_by_occlusion, forward_with_feature_map, stretch
+from images import inside_frame
 from metrics import Array, bootstrap, share
 from model import (
     DEFAULT_CHECKPOINT,
@@ -392,7 +393,9 @@ def main() -> int:
         parser.error(f"there must be photos to write captions on, in folders {arguments.data}/not_meme/photo__...")
     draw = random.Random(SEED)
     backgrounds = [
-        p for _, batch in open_batches(draw.sample(photos, min(arguments.pictures, len(photos)))) for p in batch
+        p.crop(inside_frame(p))
+        for _, batch in open_batches(draw.sample(photos, min(arguments.pictures, len(photos))))
+        for p in batch
     ]
     memes = [caption(picture, draw) for picture in backgrounds]
     table = measure(classifier, arguments.checkpoint, cases, memes)

@@ -5,7 +5,7 @@ Localization", arXiv 1610.02391. The other methods name their papers below.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
+from images import FRAME_GRID, inside_frame
 from model import MEME, Classifier, Prediction
 
 # Colours from weak to strong, each (256, 3). Jet is what everybody knows; viridis rises evenly in
@@ -37,8 +38,8 @@ class Explanation:
 
     Attributes:
         prediction: what `Classifier.predict` says of the same picture.
-        heat: class name -> evidence for that class, shape (h, w), float32 from 0 (none) to 1 (the
-            method's full scale), the same scale for every picture and class.
+        heat: class name -> evidence for that class over the whole picture, shape (h, w), float32 from 0 (none)
+            to 1 (the method's full scale), the same scale for every picture and class.
     """
 
     prediction: Prediction
@@ -111,12 +112,28 @@ def explain(classifier: Classifier, pictures: Sequence[Image.Image], method: str
         return []
     inputs = classifier.preprocess(pictures)
     if method == OCCLUSION:
-        return [occlude(classifier, one) for one in inputs]
-    return explain_inputs(classifier, inputs, method)
+        explanations = [occlude(classifier, one) for one in inputs]
+    else:
+        explanations = explain_inputs(classifier, inputs, method)
+    return [with_frame(explanation, picture) for explanation, picture in zip(explanations, pictures, strict=True)]
+
+
+def with_frame(explanation: Explanation, picture: Image.Image) -> Explanation:
+    """The explanation of what is `inside_frame`, over the whole picture; a frame, which nobody saw, has no heat."""
+    box = inside_frame(picture)
+    if box is None:
+        return explanation
+    sides = zip(box, picture.size * 2, strict=True)
+    left, top, right, bottom = (round(side / whole * FRAME_GRID) for side, whole in sides)
+    placed = {}
+    for name, heat in explanation.heat.items():
+        placed[name] = np.zeros((FRAME_GRID, FRAME_GRID), np.float32)
+        placed[name][top:bottom, left:right] = stretch(heat, (right - left, bottom - top))
+    return replace(explanation, heat=placed)
 
 
 def explain_inputs(classifier: Classifier, inputs: Tensor, method: str = GRAD_CAM) -> list[Explanation]:
-    """Do the same for preprocessed pictures of shape (N, 3, S, S), by one of `METHODS`."""
+    """Do the same for preprocessed pictures of shape (N, 3, S, S), without their frames, by one of `METHODS`."""
     logits, feature_map = forward_with_feature_map(classifier.network, inputs, METHODS[method].layer)
     heat = {
         name: (evidence(logits, feature_map, index, method) / classifier.evidence_scales[method]).clamp(0, 1).numpy()
@@ -278,7 +295,7 @@ def stretch(
 ) -> NDArray[np.float32]:
     """A heatmap at the size (width, height) of the picture it was computed from, of shape (height, width).
 
-    The network saw the whole picture squashed, so stretching the map back over the whole picture
+    The network saw the picture squashed, so stretching the map back over the whole picture
     puts every cell on the part that it saw.
 
     Args:

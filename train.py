@@ -35,7 +35,7 @@ from augment import Augment, mix
 from calibrate import calibrate, open_batches, shifted
 from engine import OPENVINO, compiled, engine
 from evaluate import LabelledPicture, read_folder
-from images import BadImage, find_pictures, open_picture
+from images import BadImage, find_pictures, inside_frame, open_picture
 from metrics import auroc, share
 from model import (
     CLASSES,
@@ -163,7 +163,9 @@ class TrainingStream(IterableDataset[tuple[dict[int, Tensor], Tensor, Tensor]]):
                     picture = augment(picture) if labelled else augment.anything(picture)
                 truth = [CLASSES.index(drawn.label), self.groups.index(drawn.group), path in self.certain]
                 inputs = {size: preprocess(picture) for size, preprocess in self.preprocessings.items()}
-                yield inputs, torch.tensor(truth if labelled else UNKNOWN), cells(self.captions[path] if placed else [])
+                # The network does not see a frame, so its captions are elsewhere.
+                known = placed and inside_frame(picture) is None
+                yield inputs, torch.tensor(truth if labelled else UNKNOWN), cells(self.captions[path] if known else [])
 
 
 def cells(boxes: list[Box]) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import pytorch_grad_cam
 import torch
 from pictures import ROOT, noise
-from PIL import Image
+from PIL import Image, ImageOps
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
@@ -255,6 +255,19 @@ def test_heat_lies_on_the_part_that_the_network_saw(width: int, height: int, row
     assert rows.max() <= top + 2 * height / 7
     assert columns.min() >= left - width / 7
     assert columns.max() <= left + 2 * width / 7
+
+
+@pytest.mark.parametrize("method", [*METHODS, OCCLUSION])
+def test_a_frame_changes_neither_answer_nor_heatmap(method: str, tiny_classifier: Classifier) -> None:
+    picture = noise(320, 320, 3)
+    whole = ImageOps.expand(picture, (0, 160, 0, 160), "black")
+    alone, in_frame = (explain(tiny_classifier, [one], method)[0] for one in (picture, whole))
+    assert in_frame.prediction == alone.prediction
+    assert any(heat.any() for heat in alone.heat.values())
+    for name, heat in alone.heat.items():
+        placed = stretch(in_frame.heat[name], whole.size)
+        assert placed[:150].max() == placed[490:].max() == 0
+        assert np.abs(placed[160:480] - stretch(heat, picture.size))[8:-8].max() <= 0.1 * heat.max()
 
 
 def test_a_large_picture_is_painted_without_seams() -> None:

@@ -9,10 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 from pictures import encode, noise
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 
 import images
-from images import MAX_MEGABYTES, ORIENTATION, SHOWN_SIDE, WHOLE_SIDE, BadImage, find_pictures, open_picture
+from images import (
+    MAX_MEGABYTES,
+    ORIENTATION,
+    SHOWN_SIDE,
+    WHOLE_SIDE,
+    BadImage,
+    find_pictures,
+    inside_frame,
+    open_picture,
+    squash,
+)
 
 T = Image.Transpose
 
@@ -227,6 +237,55 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         assert str(caught.value) == sentence
     with pytest.raises(BadImage, match="the limit is 10 MB"):
         open_picture(b"\0" * (MAX_MEGABYTES * 1_000_000 + 1))
+
+
+def framed(picture: Image.Image, bars: tuple[int, int, int, int], colour: str) -> Image.Image:
+    return ImageOps.expand(picture, bars, colour)
+
+
+@pytest.mark.parametrize("colour", ["black", "white", "teal"])
+@pytest.mark.parametrize("bars", [(40, 40, 40, 40), (0, 90, 0, 90), (120, 0, 120, 0), (0, 60, 0, 0), (0, 5, 0, 300)])
+def test_bars_around_a_picture_are_a_frame(bars: tuple[int, int, int, int], colour: str) -> None:
+    whole = framed(noise(240, 200), bars, colour)
+    stored = open_picture(encode(whole, "JPEG"))  # whose bars are not quite of one colour
+    expected = (bars[0], bars[1], bars[0] + 240, bars[1] + 200)
+    found = inside_frame(stored)
+    assert found
+    for side, other, length in zip(found, expected, whole.size * 2, strict=True):
+        assert abs(side - other) <= length / 160 + 1
+    assert mean_difference(Image.fromarray(squash(stored, 64)), Image.fromarray(squash(noise(240, 200), 64))) < 12
+
+
+def test_a_telephones_signs_belong_to_the_frame() -> None:
+    screen = framed(noise(240, 240), (0, 120, 0, 120), "black")
+    draw = ImageDraw.Draw(screen)
+    draw.text((8, 6), "12:34", "white")
+    draw.rectangle((210, 8, 230, 16), outline="white")
+    draw.ellipse((115, 462, 125, 472), outline="white")
+    assert inside_frame(screen) == (0, 120, 240, 360)
+
+
+def captioned(beside: str) -> Image.Image:
+    """A picture below a white bar with a line of writing, far from all edges or near the upper one."""
+    whole = framed(noise(240, 200), (0, 60, 0, 0), "white")
+    ImageDraw.Draw(whole).text((30, 3 if beside == "edge" else 25), "nobody at all, really:", "black", font_size=18)
+    return whole
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        noise(240, 200),
+        Image.new("RGB", (240, 200), "white"),  # a bar without a picture
+        captioned("edge"),
+        captioned("middle"),
+        framed(noise(240, 200), (0, 2, 0, 2), "black"),  # too narrow to matter
+        framed(noise(14, 14), (60, 60, 60, 60), "black"),  # too small to be judged alone
+        ImageOps.contain(Image.linear_gradient("L").convert("RGB"), (200, 200)),  # no straight edge
+    ],
+)
+def test_writing_and_wide_colours_are_no_frame(picture: Image.Image) -> None:
+    assert inside_frame(picture) is None
 
 
 def test_a_path_and_its_bytes_give_the_same_picture(tmp_path: Path) -> None:
