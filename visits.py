@@ -23,9 +23,12 @@ MAX_HELD_BY_VISIT = 2 * MAX_BODY  # so that who chooses too many pictures still 
 MAX_HELD = 1_000_000_000  # by all visits and requests; the page holds each upload twice
 UPLOADS = "/_stcore/upload_file/"  # then the visit and the file
 RETRY_AFTER = "5"  # seconds
+M_ARENA_MAX = -8  # glibc's malloc.h
 
-# Both are process-wide and set once. An upload of more than 1 MB would go to a temporary file; ours stay in memory.
+# All are process-wide and set once. An upload of more than 1 MB would go to a temporary file; ours stay in memory.
 MultiPartParser.spool_max_size = MAX_BODY + 1
+with suppress(OSError, AttributeError):  # of glibc, which keeps what is freed apart for up to 8 threads on each core
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 gc.freeze()  # what is imported by now stays anyway, and would take each collection below 0.2 seconds
 atexit.register(gc.unfreeze)
 
