@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import streamlit as st
 from pictures import ROOT, encode, noise
+from PIL import Image, ImageOps
 from streamlit.testing.v1 import AppTest
 
 import gradcam
@@ -57,6 +58,17 @@ def test_an_upload_is_answered_and_replaces_the_example(page: AppTest) -> None:
     assert not page.exception
     assert len(headers(page)) == 1
     assert page.pills(key="example").value is None
+
+
+def test_who_sends_a_framed_picture_reads_that_its_bars_do_not_count(page: AppTest) -> None:
+    cat = Image.open(ROOT / "examples" / "cat_meme.jpg")
+    page.file_uploader[0].upload("cat.png", encode(cat)).run()
+    alone, (answer,) = texts(page), headers(page)
+    assert "without the bars" not in alone
+    page.file_uploader[0].upload("screen.png", encode(ImageOps.expand(cat, (0, cat.height // 2), "black"))).run()
+    assert not page.exception
+    assert headers(page) == [answer]
+    assert texts(page).replace("It was judged without the bars around it.\n", "") == alone
 
 
 def test_choices_only_redraw(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
