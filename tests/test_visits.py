@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import platform
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,7 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 import pytest
-from pictures import encode, noise
+from pictures import ROOT, encode, noise
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -32,6 +35,37 @@ def padded(seed: int) -> bytes:
 async def ask(address: str, pictures: list[bytes]) -> list[Shown]:
     async with Visitor(address) as visitor:
         return [await visitor.ask("picture.jpg", picture) for picture in pictures]
+
+
+# Sixteen threads at once take some memory; then glibc lists the arenas that it keeps memory in.
+TAKE_AND_LIST = """
+import ctypes, threading
+import visits
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+together = threading.Barrier(16)
+
+def take():
+    together.wait()
+    libc.malloc(1000)
+    together.wait()
+
+threads = [threading.Thread(target=take) for _ in range(16)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+listing = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, listing)
+libc.fclose(listing)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_one_thread_frees_is_of_use_to_the_others() -> None:
+    listed = subprocess.run([sys.executable, "-c", TAKE_AND_LIST], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert listed.stdout.count("<heap nr=") == 2  # without `visits`, one for each thread
 
 
 def no_files() -> None:
