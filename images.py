@@ -29,6 +29,7 @@ JPEG_DRAFT_SHORT_SIDE = 320  # pixels; twice the network's input
 SHOWN_SIDE = 1460  # pixels; Streamlit encodes anything wider a second time
 WHOLE_SIDE = 4700  # pixels; a 16-megapixel photo's
 ORIENTATION = 0x0112  # EXIF 2.32
+START_OF_SCAN = b"\xff\xda"  # ITU T.81, table B.1; never inside a scan's own data
 FRAME_GRID = 160  # points along each side, at which a frame is looked for
 FRAME_COLOUR = 16  # of 255 steps that a point of a bar may differ from the bar's colour, by JPEG
 FRAME_PLAIN = 0.02  # share of a bar's line that may differ by more
@@ -37,7 +38,6 @@ FRAME_LEAST = 0.03  # share of the width or height that a frame takes away at le
 STATUS_BAR = 0.06  # share of the height that a telephone writes on, above and below a picture on its screen
 STATUS_INK = 0.3  # share of such a line that it writes on at most
 STATUS_GAP = 0.08  # share of the height between that and the picture at least; under a caption there is less
-START_OF_SCAN = b"\xff\xda"  # ITU T.81, table B.1; never inside a scan's own data
 
 register_heif_opener()
 # Both are process-wide and set once: per-call `warnings.catch_warnings` is not thread-safe.

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from commands import run
 from pictures import ROOT, encode, noise
+from PIL import ImageOps
 from torch import Tensor
 
 import classify
@@ -208,6 +209,18 @@ def test_overlays_lie_in_folders_like_the_pictures_own(
     (explanation,) = explain(tiny_classifier, [picture])
     expected = overlay(picture, explanation.heat[explanation.prediction.label])
     assert open_picture(overlays / "one" / "0.png.png").tobytes() == expected.tobytes()
+
+
+def test_an_overlay_of_a_framed_picture_is_the_pages(
+    tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture = ImageOps.expand(noise(320, 320, 3), (0, 160, 0, 160), "black")
+    picture.save("screen.png")
+    assert run(monkeypatch, classify.main, tiny_classifier, "screen.png", "--csv", "o.csv", "--overlays", "over") == 0
+    (explanation,) = explain(tiny_classifier, [picture])
+    expected = overlay(picture, explanation.heat[explanation.prediction.label])
+    assert open_picture("over/screen.png.png").tobytes() == expected.tobytes()
 
 
 def test_outputs_among_the_pictures_are_not_looked_at(

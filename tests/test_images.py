@@ -239,14 +239,10 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         open_picture(b"\0" * (MAX_MEGABYTES * 1_000_000 + 1))
 
 
-def framed(picture: Image.Image, bars: tuple[int, int, int, int], colour: str) -> Image.Image:
-    return ImageOps.expand(picture, bars, colour)
-
-
 @pytest.mark.parametrize("colour", ["black", "white", "teal"])
 @pytest.mark.parametrize("bars", [(40, 40, 40, 40), (0, 90, 0, 90), (120, 0, 120, 0), (0, 60, 0, 0), (0, 5, 0, 300)])
 def test_bars_around_a_picture_are_a_frame(bars: tuple[int, int, int, int], colour: str) -> None:
-    whole = framed(noise(240, 200), bars, colour)
+    whole = ImageOps.expand(noise(240, 200), bars, colour)
     stored = open_picture(encode(whole, "JPEG"))  # whose bars are not quite of one colour
     expected = (bars[0], bars[1], bars[0] + 240, bars[1] + 200)
     found = inside_frame(stored)
@@ -257,7 +253,7 @@ def test_bars_around_a_picture_are_a_frame(bars: tuple[int, int, int, int], colo
 
 
 def test_a_telephones_signs_belong_to_the_frame() -> None:
-    screen = framed(noise(240, 240), (0, 120, 0, 120), "black")
+    screen = ImageOps.expand(noise(240, 240), (0, 120, 0, 120), "black")
     draw = ImageDraw.Draw(screen)
     draw.text((8, 6), "12:34", "white")
     draw.rectangle((210, 8, 230, 16), outline="white")
@@ -267,7 +263,7 @@ def test_a_telephones_signs_belong_to_the_frame() -> None:
 
 def captioned(beside: str) -> Image.Image:
     """A picture below a white bar with a line of writing, far from all edges or near the upper one."""
-    whole = framed(noise(240, 200), (0, 60, 0, 0), "white")
+    whole = ImageOps.expand(noise(240, 200), (0, 60, 0, 0), "white")
     ImageDraw.Draw(whole).text((30, 3 if beside == "edge" else 25), "nobody at all, really:", "black", font_size=18)
     return whole
 
@@ -279,9 +275,9 @@ def captioned(beside: str) -> Image.Image:
         Image.new("RGB", (240, 200), "white"),  # a bar without a picture
         captioned("edge"),
         captioned("middle"),
-        framed(noise(240, 200), (0, 2, 0, 2), "black"),  # too narrow to matter
-        framed(noise(14, 14), (60, 60, 60, 60), "black"),  # too small to be judged alone
-        ImageOps.contain(Image.linear_gradient("L").convert("RGB"), (200, 200)),  # no straight edge
+        ImageOps.expand(noise(240, 200), (0, 2, 0, 2), "black"),  # too narrow to matter
+        ImageOps.expand(noise(14, 14), (60, 60, 60, 60), "black"),  # too small to be judged alone
+        Image.linear_gradient("L").convert("RGB"),  # no straight edge
     ],
 )
 def test_writing_and_wide_colours_are_no_frame(picture: Image.Image) -> None:
