@@ -156,7 +156,7 @@ def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, pla
     if picture.info.get("animated"):
         st.caption("This picture is animated; its first frame was judged.")
     if inside_frame(picture):
-        st.caption("It was judged without the bars around it.")
+        st.caption("It was judged without the plain margin around it.")
 
     evidence_key, picture_key = f"{place}-evidence", f"{place}-picture"
     sha256 = hashlib.sha256(data).hexdigest()

@@ -64,11 +64,11 @@ def test_who_sends_a_framed_picture_reads_that_its_bars_do_not_count(page: AppTe
     cat = Image.open(ROOT / "examples" / "cat_meme.jpg")
     page.file_uploader[0].upload("cat.png", encode(cat)).run()
     alone, (answer,) = texts(page), headers(page)
-    assert "without the bars" not in alone
+    assert "without the plain margin" not in alone
     page.file_uploader[0].upload("screen.png", encode(ImageOps.expand(cat, (0, cat.height // 2), "black"))).run()
     assert not page.exception
     assert headers(page) == [answer]
-    assert texts(page).replace("It was judged without the bars around it.\n", "") == alone
+    assert texts(page).replace("It was judged without the plain margin around it.\n", "") == alone
 
 
 def test_choices_only_redraw(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
