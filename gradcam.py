@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from images import FRAME_GRID, inside_frame
+from images import FRAME_GRID, inside_frame, squash_whole
 from model import MEME, Classifier, Prediction
 
 # Colours from weak to strong, each (256, 3). Jet is what everybody knows; viridis rises evenly in
@@ -241,7 +241,7 @@ class Check:
     """What becomes of the answer when the part that a heatmap calls important is hidden.
 
     Attributes:
-        share: of the picture that is hidden: `HIDDEN_SHARE`, or all that has heat if that is less.
+        share: of the picture inside its frame that is hidden: `HIDDEN_SHARE`, or all that has heat if that is less.
         hidden: the picture with its strongest part blurred away.
         blurred: probability of meme of that picture.
         mean_colour: the same with that part in the picture's mean colour.
@@ -256,15 +256,31 @@ class Check:
 
 
 def check(classifier: Classifier, picture: Image.Image, heat: NDArray[np.float32]) -> Check:
-    """Put a heatmap to the test: an important part should be missed, an unimportant one should not."""
-    blurred = picture.filter(ImageFilter.GaussianBlur(max(picture.size) / 12))
-    plain = Image.new("RGB", picture.size, mean_colour(picture))
-    strongest, weakest, share = extreme_parts(heat, picture.size)
-    pictures = [
-        Image.composite(substitute, picture, part)
+    """Put a heatmap to the test: an important part should be missed, an unimportant one should not.
+
+    A frame is left as it is. What is inside is judged alone, for hiding parts of it may make a frame or break one.
+
+    Args:
+        classifier: whose answer to test.
+        picture: upright RGB.
+        heat: over the whole picture, as `explain` gives it.
+    """
+    left, top, right, bottom = inside_frame(picture) or (0, 0, *picture.size)
+    rows, columns = heat.shape[0] / picture.height, heat.shape[1] / picture.width
+    inside = picture.crop((left, top, right, bottom))
+    heat = heat[round(top * rows) : round(bottom * rows), round(left * columns) : round(right * columns)]
+    blurred = inside.filter(ImageFilter.GaussianBlur(max(inside.size) / 12))
+    plain = Image.new("RGB", inside.size, mean_colour(inside))
+    strongest, weakest, share = extreme_parts(heat, inside.size)
+    altered = [
+        Image.composite(substitute, inside, part)
         for substitute, part in ((blurred, strongest), (plain, strongest), (blurred, weakest))
     ]
-    return Check(share, pictures[0], *(prediction.meme_probability for prediction in classifier.predict(pictures)))
+    squares = [squash_whole(one, classifier.preprocessing.input_size) for one in altered]
+    answers = classifier.answer(classifier.preprocessing.normalise(squares))
+    hidden = picture.copy()
+    hidden.paste(altered[0], (left, top))
+    return Check(share, hidden, *(answer.meme_probability for answer in answers))
 
 
 def extreme_parts(heat: NDArray[np.float32], size: tuple[int, int]) -> tuple[Image.Image, Image.Image, float]:

@@ -94,18 +94,25 @@ def squash(picture: Image.Image, side: int) -> NDArray[np.uint8]:
     bar above a captioned picture.
     """
     box = inside_frame(picture)
-    inside = picture.crop(box) if box else picture
-    return np.asarray(inside.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0))
+    return squash_whole(picture.crop(box) if box else picture, side)
+
+
+def squash_whole(picture: Image.Image, side: int) -> NDArray[np.uint8]:
+    """The same of what is no longer to be searched for a frame."""
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
 def inside_frame(picture: Image.Image) -> tuple[int, int, int, int] | None:
     """Where the picture itself lies in a framed one, as left, top, right and bottom in pixels; None without a frame.
 
-    A frame is a bar of one colour that ends at a straight edge: black bars around a film still, a white border, a
-    telephone's screen with its signs at the top and the bottom. Where writing stands on the bar, it stays.
+    A frame is a bar of one colour that ends at a straight edge: black bars around a film still, a white border. Where
+    writing stands on the bar, it stays, but for a telephone's screen, which is upright, has a bar above and below the
+    picture, and signs at its very top and bottom.
     """
     lines = np.asarray(picture.resize((FRAME_GRID, FRAME_GRID), Image.Resampling.NEAREST)).astype(np.int16)
-    top, bottom = _bars(lines)
+    top, bottom = _bars(lines, STATUS_BAR) if picture.height > picture.width else (0, 0)
+    if not (top and bottom):
+        top, bottom = _bars(lines)
     left, right = _bars(lines[top : FRAME_GRID - bottom].transpose(1, 0, 2))
     if not (left or top or right or bottom):
         return None
@@ -114,22 +121,25 @@ def inside_frame(picture: Image.Image) -> tuple[int, int, int, int] | None:
     return box if min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE else None
 
 
-def _bars(lines: NDArray[np.int16]) -> tuple[int, int]:
-    """How many of a picture's lines, of shape (lines, points, 3), are a bar at its start and at its end."""
-    first, last = _bar(lines), _bar(lines[::-1])
+def _bars(lines: NDArray[np.int16], written: float = 0) -> tuple[int, int]:
+    """How many of a picture's lines, of shape (lines, points, 3), are a bar at its start and at its end.
+
+    There may be writing on that share of the lines, at the very start and the very end.
+    """
+    first, last = _bar(lines, written), _bar(lines[::-1], written)
     return (first, last) if FRAME_LEAST * len(lines) <= first + last < len(lines) else (0, 0)
 
 
-def _bar(lines: NDArray[np.int16]) -> int:
+def _bar(lines: NDArray[np.int16], written: float) -> int:
     """How many of these lines, of shape (lines, points, 3), are a bar before a picture's edge."""
     lines = lines[:, ::2]  # half of the points see as much
-    for written in (round(STATUS_BAR * len(lines)), 0):
-        colour = _colour(lines[written])
-        if _unlike(lines[written], colour) > FRAME_PLAIN:
+    for inked in (round(written * len(lines)), 0) if written else (0,):
+        colour = _colour(lines[inked])
+        if _unlike(lines[inked], colour) > FRAME_PLAIN:
             continue  # the usual case; all lines would take ten times as long
         unlike = _unlike(lines, colour)
-        end = written + int((unlike[written:] > FRAME_PLAIN).argmax())
-        if end - written < (STATUS_GAP * len(lines) if written else 1) or (unlike[:written] > STATUS_INK).any():
+        end = inked + int((unlike[inked:] > FRAME_PLAIN).argmax())
+        if end - inked < (STATUS_GAP * len(lines) if inked else 1) or (unlike[:inked] > STATUS_INK).any():
             continue
         if _unlike(lines[end : end + 4], _colour(lines[end - 1])).max() >= FRAME_EDGE:  # else the colour runs on
             return end
@@ -149,15 +159,22 @@ def _unlike(points: NDArray[np.int16], colour: NDArray[np.int16]) -> NDArray[np.
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """Every file below a folder whose name ends like a picture's, sorted by path."""
-    # Whatever cannot be looked at stays in, so that opening it says why.
-    return sorted(p for p in folder.rglob("*") if p.suffix[1:].lower() in SUFFIXES and not os.path.isdir(p))  # noqa: PTH112
+    """Every file below a folder whose name ends like a picture's, sorted by path.
+
+    Whatever cannot be looked at is among them, folders too, so that opening it says why.
+    """
+    closed = list[OSError]()
+    files = [Path(where, name) for where, _, names in os.walk(folder, onerror=closed.append) for name in names]
+    pictures = [path for path in files if path.suffix[1:].lower() in SUFFIXES]
+    return sorted(pictures + [Path(e.filename) for e in closed if not isinstance(e, FileNotFoundError)])
 
 
 def _read_file(path: Path) -> bytes:
     try:
         if not path.exists():
             raise BadImage("There is no such file.")
+        if path.is_dir():
+            raise BadImage("This folder cannot be read.")
         if not path.is_file():  # a pipe or device would never end
             raise BadImage("This is not a file.")
         if (size := path.stat().st_size) > MAX_MEGABYTES * 1_000_000:

@@ -347,6 +347,19 @@ def test_hiding_the_evidence_changes_the_answer(tiny_classifier: Classifier) -> 
     assert hidden.std() < whole.std() / 4
 
 
+@pytest.mark.parametrize("bars", [(0, 300, 0, 300), (80, 0, 80, 0), (0, 40, 0, 0)])
+def test_the_test_of_a_heatmap_leaves_a_frame_alone(classifier: Classifier, bars: tuple[int, int, int, int]) -> None:
+    """Bars around a picture, which nobody judges, change nothing of what the test says."""
+    picture = open_picture(ROOT / "examples" / "cat_meme.jpg")
+    framed = ImageOps.expand(picture, bars, "black")
+    alone, inside = (check(classifier, one, explain(classifier, [one])[0].heat[MEME]) for one in (picture, framed))
+    assert inside.share == pytest.approx(alone.share, abs=0.01)
+    for name in ("blurred", "mean_colour", "control"):
+        assert getattr(inside, name) == pytest.approx(getattr(alone, name), abs=0.1)
+    assert inside.hidden.size == framed.size
+    assert np.asarray(inside.hidden)[: bars[1] * 9 // 10].max(initial=0) == 0
+
+
 def test_the_legend_runs_from_nothing_to_red() -> None:
     colours = np.asarray(legend())[0].astype(int)
     assert tuple(colours[0]) == (128, 128, 128)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import encode, noise
-from PIL import Image, ImageDraw, ImageOps
+from pictures import ROOT, encode, noise
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import images
 from images import (
@@ -23,6 +23,7 @@ from images import (
     open_picture,
     squash,
 )
+from model import NOT_MEME, Classifier
 
 T = Image.Transpose
 
@@ -231,6 +232,7 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         ("huge.png", "This file has 10.0 MB; the limit is 10 MB."),
         ("pipe.png", "This is not a file."),
         ("missing.png", "There is no such file."),
+        ("", "This folder cannot be read."),
     ):
         with pytest.raises(BadImage) as caught:
             open_picture(tmp_path / name)
@@ -261,6 +263,15 @@ def test_a_telephones_signs_belong_to_the_frame() -> None:
     assert inside_frame(screen) == (0, 120, 240, 360)
 
 
+def test_a_caption_at_the_edge_of_a_wide_bar_is_no_telephones(classifier: Classifier) -> None:
+    whole = ImageOps.expand(open_picture(ROOT / "examples" / "mountains.jpg"), (0, 160, 0, 0), "white")
+    assert classifier.predict([whole])[0].verdict == NOT_MEME
+    caption = ImageFont.load_default(24)
+    ImageDraw.Draw(whole).text((20, 8), "when ur mom comes home early", "black", caption)
+    assert inside_frame(whole) is None
+    assert classifier.predict([whole])[0].meme_probability > 0.5
+
+
 def captioned(beside: str) -> Image.Image:
     """A picture below a white bar with a line of writing, far from all edges or near the upper one."""
     whole = ImageOps.expand(noise(240, 200), (0, 60, 0, 0), "white")
@@ -289,6 +300,22 @@ def test_a_path_and_its_bytes_give_the_same_picture(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(data)
     assert mean_difference(open_picture(tmp_path / "a.png"), open_picture(data)) == 0
     assert mean_difference(open_picture(str(tmp_path / "a.png")), open_picture(data)) == 0
+
+
+def test_a_folder_that_cannot_be_read_is_among_what_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so the system's refusal is played."""
+    for name in ("closed/1.png", "open/2.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert find_pictures(tmp_path) == [tmp_path / "closed", tmp_path / "open" / "2.png"]
 
 
 def test_find_pictures_looks_into_every_folder(tmp_path: Path) -> None:
