@@ -3,12 +3,10 @@
 import base64
 import hashlib
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import BoundedSemaphore
 
 import numpy as np
 import streamlit as st
@@ -34,7 +32,7 @@ from gallery import (
 from gradcam import GRAD_CAM, METHODS, OCCLUSION, Check, Explanation, check, explain, legend, overlay, to_png
 from images import FORMAT_NAMES, MAX_MEGABYTES, SUFFIXES, BadImage, inside_frame, open_picture
 from model import MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
-from visits import forget_when_left
+from visits import forget_when_left, free_cores
 
 HERE = Path(__file__).parent
 EXAMPLES = {path.stem.replace("_", " ").capitalize(): path for path in sorted((HERE / "examples").glob("*.jpg"))}
@@ -64,12 +62,6 @@ def load_classifier() -> Classifier:
     # Visitors' own threads keep the cores busy; more threads inside one answer only fight over them.
     torch.set_num_threads(1)
     return Classifier.load()
-
-
-@st.cache_resource
-def free_cores() -> BoundedSemaphore:
-    """One picture per core at a time: an open large picture can hold some 500 MB."""
-    return BoundedSemaphore(os.cpu_count() or 1)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ MAX_TOTAL_MEGABYTES = 100
 THUMBNAIL_SIDE = 300  # pixels; shown at half of that, for dense screens
 OVERLAY_SIDE = 800  # pixels; a hundred of them are held in memory at once
 MAX_NAME = 80  # characters of a picture's own name inside a ZIP
+MAX_NAME_BYTES = 200  # of the same; file systems take 255, and a number and a suffix are added
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,4 +155,5 @@ def safe_name(name: str) -> str:
     """The last part of a name from a stranger, without anything that a file system could take amiss."""
     plain = unicodedata.normalize("NFC", PurePosixPath(name.replace("\\", "/")).name)
     stem, dot, suffix = re.sub(r"[^\w.-]", "_", plain).lstrip(".").rpartition(".")
-    return f"{(stem or suffix)[:MAX_NAME]}{dot if stem else ''}{suffix[:8] if stem else ''}" or "picture"
+    short = (stem or suffix)[:MAX_NAME].encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+    return f"{short}{dot if stem else ''}{suffix[:8] if stem else ''}" or "picture"

@@ -21,13 +21,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gallery import MAX_PICTURES, MAX_TOTAL_MEGABYTES
+from gallery import MAX_PICTURES, MAX_TOTAL_MEGABYTES, OVERLAY_SIDE
 from gradcam import answer_png, explain
 from images import BadImage, open_picture
 from model import CLASSES, NOT_SURE, BadCheckpoint, Classifier
-from visits import MAX_BODY, RETRY_AFTER, Capacity
+from visits import MAX_BODY, RETRY_AFTER, Capacity, free_cores
 
 MAX_WAITING = 16  # requests; more are told to come back later
+TOO_MANY = "Too many requests are waiting. Try again in a few seconds."
+MAX_OVERLAYS = 10  # of one request; all are held in memory, at up to 2.6 MB of text each
 
 
 class Refusal(Exception):
@@ -47,8 +49,14 @@ def load_classifier() -> Classifier:
 
 @cache
 def cores() -> anyio.CapacityLimiter:
-    """One request per core at a time."""
+    """One thread per core."""
     return anyio.CapacityLimiter(os.cpu_count() or 1)
+
+
+@cache
+def places() -> anyio.CapacityLimiter:
+    """One for each request that is being answered or waits."""
+    return anyio.CapacityLimiter((os.cpu_count() or 1) + MAX_WAITING)
 
 
 async def read_uploads(request: Request) -> list[tuple[str, bytes]]:
@@ -72,27 +80,44 @@ async def read_uploads(request: Request) -> list[tuple[str, bytes]]:
     uploads = [part for part in form.getlist("pictures") if isinstance(part, UploadFile)]
     if not uploads:
         raise Refusal(422, "There is no file in a field named pictures.")
-    return [(upload.filename or "", await upload.read()) for upload in uploads]
+    # Some encodings can smuggle in what no UTF-8 can say.
+    names = [(upload.filename or "").encode(errors="replace").decode() for upload in uploads]
+    return [(name, await upload.read()) for name, upload in zip(names, uploads, strict=True)]
 
 
 def answer(name: str, data: bytes, *, with_overlay: bool) -> dict[str, Any]:
-    """One picture's part of the response."""
+    """One picture's part of the response; an overlay is at most `OVERLAY_SIDE` pixels long."""
     classifier = load_classifier()
-    try:
-        picture = open_picture(data)
-    except BadImage as error:
-        return {"name": name, "error": str(error)}
-    (explanation,) = explain(classifier, [picture])
-    prediction = explanation.prediction
-    row: dict[str, Any] = {
-        "name": name,
-        "label": prediction.label,
-        "meme_probability": round(prediction.meme_probability, 4),
-        "verdict": prediction.verdict,
-    }
-    if with_overlay:
-        row["overlay_png"] = base64.b64encode(answer_png(classifier, picture, explanation)).decode()
+    with free_cores():
+        try:
+            picture = open_picture(data)
+        except BadImage as error:
+            return {"name": name, "error": str(error)}
+        (explanation,) = explain(classifier, [picture])
+        prediction = explanation.prediction
+        row: dict[str, Any] = {
+            "name": name,
+            "label": prediction.label,
+            "meme_probability": round(prediction.meme_probability, 4),
+            "verdict": prediction.verdict,
+        }
+        if with_overlay:
+            picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
+            row["overlay_png"] = base64.b64encode(answer_png(classifier, picture, explanation)).decode()
     return row
+
+
+async def answer_all(uploads: list[tuple[str, bytes]], *, with_overlays: bool) -> list[dict[str, Any]]:
+    """Every picture's part of the response, one after the other."""
+    try:  # a burst of requests has looked for a place before any of them has taken one
+        places().acquire_nowait()
+    except anyio.WouldBlock as error:
+        raise Refusal(429, TOO_MANY) from error
+    try:
+        work = [partial(answer, *upload, with_overlay=with_overlays) for upload in uploads]
+        return [await anyio.to_thread.run_sync(one, limiter=cores()) for one in work]
+    finally:
+        places().release()
 
 
 async def classify(request: Request) -> Response:
@@ -101,13 +126,12 @@ async def classify(request: Request) -> Response:
         wanted = request.query_params.get("overlays", "false")
         if wanted not in ("true", "false"):
             raise Refusal(422, "overlays is true or false.")
-        if cores().statistics().tasks_waiting >= MAX_WAITING:
-            raise Refusal(429, "Too many requests are waiting. Try again in a few seconds.")
+        if places().available_tokens < 1:
+            raise Refusal(429, TOO_MANY)
         uploads = await read_uploads(request)
-        rows = [
-            await anyio.to_thread.run_sync(partial(answer, *upload, with_overlay=wanted == "true"), limiter=cores())
-            for upload in uploads
-        ]
+        if wanted == "true" and len(uploads) > MAX_OVERLAYS:
+            raise Refusal(422, f"The limit for one request with overlays is {MAX_OVERLAYS} pictures.")
+        rows = await answer_all(uploads, with_overlays=wanted == "true")
         if len(rows) == 1 and "error" in rows[0]:
             raise Refusal(422, rows[0]["error"])
         return JSONResponse({"checkpoint": load_classifier().sha256, "pictures": rows})
@@ -122,6 +146,7 @@ async def classify(request: Request) -> Response:
 
 def describe(_request: Request) -> Response:
     """GET /api/openapi.json."""
+    about_overlays = f"Whether to send each of at most {MAX_OVERLAYS} pictures under its heatmap, too"
     sentence = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
     refused = {"application/json": {"schema": sentence}}
     prediction = {
@@ -179,7 +204,7 @@ def describe(_request: Request) -> Response:
                             {
                                 "name": "overlays",
                                 "in": "query",
-                                "description": "Whether to send each picture under its heatmap, too",
+                                "description": about_overlays,
                                 "schema": {"type": "boolean", "default": False},
                             }
                         ],

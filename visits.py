@@ -4,8 +4,11 @@ import asyncio
 import atexit
 import ctypes
 import gc
+import os
 from collections import Counter
 from contextlib import suppress
+from functools import cache
+from threading import BoundedSemaphore
 
 import streamlit as st
 from starlette.formparsers import MultiPartParser
@@ -31,6 +34,12 @@ with suppress(OSError, AttributeError):  # of glibc, which keeps what is freed a
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 gc.freeze()  # what is imported by now stays anyway, and would take each collection below 0.2 seconds
 atexit.register(gc.unfreeze)
+
+
+@cache
+def free_cores() -> BoundedSemaphore:
+    """One picture per core at a time, on the page and over HTTP: an open large picture can hold some 500 MB."""
+    return BoundedSemaphore(os.cpu_count() or 1)
 
 
 def forget_when_left() -> None:

@@ -132,3 +132,4 @@ def test_names_in_a_zip_are_harmless(name: str, expected: str) -> None:
 
 def test_endless_names_are_cut() -> None:
     assert len(safe_name("x" * 5000 + "." + "y" * 5000)) < 100
+    assert len(safe_name("𝓯" * 5000 + "." + "y" * 5000).encode()) < 220  # file systems count bytes

@@ -1,12 +1,16 @@
 """The HTTP interface as a client meets it, without a network in between."""
 
+import asyncio
 import base64
+import os
+import time
+from collections import Counter
 from io import BytesIO
 from typing import Any
 
 import pytest
 import schemathesis
-from httpx2 import Client
+from httpx2 import ASGITransport, AsyncClient, Client, Response
 from hypothesis import HealthCheck, settings
 from pictures import ROOT, encode, noise
 from PIL import Image
@@ -50,6 +54,7 @@ def test_overlays_come_on_request(client: TestClient, classifier: Classifier) ->
     (row,) = response.json()["pictures"]
     picture = open_picture(MEME)
     (explanation,) = explain(classifier, [picture])
+    picture.thumbnail((800, 800))
     with Image.open(BytesIO(base64.b64decode(row["overlay_png"]))) as heatmap:
         assert heatmap.tobytes() == overlay(picture, explanation.heat[row["label"]]).tobytes()
         assert heatmap.info["Checkpoint SHA-256"] == classifier.sha256
@@ -93,11 +98,48 @@ def test_what_is_wrong_gets_a_status_and_a_sentence(client: TestClient, monkeypa
     assert (response.status_code, response.json()) == (503, {"error": "There is no checkpoint."})
 
 
-def test_when_too_many_wait_the_next_is_told_to_come_back(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "MAX_WAITING", 0)
-    response = client.post("/api/classify", files=pictures(("cat.jpg", MEME)))
-    assert response.status_code == 429
-    assert int(response.headers["retry-after"]) > 0
+def test_when_too_many_come_at_once_the_rest_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(name: str, _data: bytes, *, with_overlay: bool) -> dict[str, Any]:  # noqa: ARG001
+        time.sleep(0.05)
+        return {"name": name}
+
+    monkeypatch.setattr(serve, "answer", slowly)
+    room = (os.cpu_count() or 1) + serve.MAX_WAITING
+
+    async def ask_at_once(count: int) -> list[Response]:
+        transport = ASGITransport(Starlette(routes=list(serve.routes)))
+        async with AsyncClient(transport=transport, base_url="http://test") as asking:
+            asked = (asking.post("/api/classify", files=pictures(("cat.jpg", MEME))) for _ in range(count))
+            return await asyncio.gather(*asked)
+
+    for _ in range(2):  # places are free again afterwards
+        responses = asyncio.run(ask_at_once(room + 20))
+        assert Counter(response.status_code for response in responses) == {200: room, 429: 20}
+        assert all(int(r.headers["retry-after"]) > 0 for r in responses if r.status_code == 429)
+
+
+def test_overlays_are_bounded_in_size_and_number(client: TestClient) -> None:
+    large = encode(noise(2000, 1500), "JPEG")
+    (row,) = client.post("/api/classify?overlays=true", files=pictures(("large.jpg", large))).json()["pictures"]
+    with Image.open(BytesIO(base64.b64decode(row["overlay_png"]))) as heatmap:
+        assert heatmap.size == (800, 600)
+    many = pictures(*[(f"{number}.jpg", MEME) for number in range(11)])
+    refused = client.post("/api/classify?overlays=true", files=many)
+    assert (refused.status_code, refused.json()["error"]) == (
+        422,
+        "The limit for one request with overlays is 10 pictures.",
+    )
+
+
+def test_a_name_that_no_utf_8_can_say_is_answered_all_the_same(client: TestClient) -> None:
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="pictures"; filename="\\ud800.jpg"\r\n'
+        b"Content-Type: image/jpeg\r\n\r\n" + MEME + b"\r\n--x--\r\n"
+    )
+    strange = {"content-type": "multipart/form-data; boundary=x; charset=unicode_escape"}
+    response = client.post("/api/classify", content=body, headers=strange)
+    assert response.status_code == 200
+    assert response.json()["pictures"][0]["name"] == "?.jpg"
 
 
 def test_uploads_never_touch_the_disk(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
