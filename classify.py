@@ -1,19 +1,21 @@
 """Sort pictures from the command line: python classify.py PATH... --csv FILE
 
 A PATH is a picture, a folder, which is searched with all its sub-folders, a pattern like '**/*.jpg', or -
-for a list on standard input, one path in each line. Nothing is ever moved, changed or overwritten. Stopped
-with Ctrl-C, or in any other way, the same command goes on where it stopped.
+for a list on standard input, one path in each line or, as `find -print0` writes it, before each NUL. Nothing is
+ever moved, changed or overwritten. Stopped with Ctrl-C, or in any other way, the same command goes on where it
+stopped.
 """
 
 import argparse
 import glob
 import os
+import re
 import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import TextIOWrapper
 from itertools import count
 from pathlib import Path
@@ -28,11 +30,13 @@ from tqdm import tqdm
 
 from engine import engine, load_fastest
 from gradcam import Explanation, answer_png, explain_inputs, with_frame
-from images import BadImage, find_pictures, open_picture, squash
-from model import DEFAULT_CHECKPOINT, BadCheckpoint, Classifier, Prediction
+from images import SUFFIXES, BadImage, find_pictures, open_picture, squash
+from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
 from tables import AS_IT_CAME, READERS, BadTable, CsvTable, Row, Table, open_table, row_of
 
 BATCH = 16
+VERDICTS = (MEME, NOT_MEME, NOT_SURE)
+OVERLAY = re.compile(rf"\.({'|'.join(SUFFIXES)})(_\d+)?\.png$", re.IGNORECASE)  # how `overlay_of` names one
 
 Square = NDArray[np.uint8]
 Answer = TypeVar("Answer")
@@ -105,7 +109,8 @@ def in_order(
 def find(pattern: str) -> list[Path]:
     """The files that one PATH of the command line means."""
     if pattern == "-":
-        lines = [os.fsdecode(line) for line in sys.stdin.buffer.read().split(b"\n") if line]
+        listed = sys.stdin.buffer.read()
+        lines = [os.fsdecode(line) for line in listed.split(b"\0" if b"\0" in listed else b"\n") if line]
         return [found for line in lines for found in find(line if line != "-" else "./-")]
     if os.path.isdir(pattern):  # noqa: PTH112  (Path.is_dir can raise)
         return find_pictures(Path(pattern))
@@ -126,19 +131,30 @@ def save_new(path: Path, content: bytes, like: Path | None = None) -> None:
         like: a file whose times to take over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        numbered = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
+        if not os.path.lexists(numbered):
+            with suppress(FileExistsError):  # another thread or program was quicker
+                _create(numbered, content, like)
+                return
+        if numbered.is_file() and numbered.stat().st_size == len(content) and numbered.read_bytes() == content:
+            return
+
+
+def _create(path: Path, content: bytes, like: Path | None) -> None:
+    """Write a file whole or not at all; FileExistsError if there is anything of that name."""
     beside = path.with_name(f".{uuid4()}.partial")
     try:
         beside.write_bytes(content)
         if like:
             shutil.copystat(like, beside)
-        for number in count(1):
-            numbered = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
-            try:
-                numbered.hardlink_to(beside)  # unlike a rename, it never takes another file's place
-                return
-            except FileExistsError:
-                if numbered.stat().st_size == len(content) and numbered.read_bytes() == content:
-                    return
+        try:
+            path.hardlink_to(beside)  # unlike a rename, it never takes another file's place
+        except FileExistsError:
+            raise
+        except OSError:  # memory sticks and some networks know no such links
+            path.open("xb").close()
+            beside.replace(path)  # takes the place of that empty file, which is ours
     finally:
         beside.unlink(missing_ok=True)
 
@@ -158,6 +174,11 @@ def save_overlay(classifier: Classifier, folder: Path, path: Path, explanation: 
     """Save the picture under the heatmap of its own answer."""
     picture = open_picture(path)
     save_new(overlay_of(folder, path), answer_png(classifier, picture, with_frame(explanation, picture)))
+
+
+def cannot_be_saved(error: OSError) -> str:
+    """The sentence about a copy or heatmap that is missing."""
+    return f"Its copy or heatmap cannot be saved: {error.strerror or error}."
 
 
 def classify_into(
@@ -184,7 +205,7 @@ def classify_into(
         except BadImage as error:  # the file has changed meanwhile
             return path, error
         except OSError as error:
-            return path, BadImage(f"Its copy or heatmap cannot be saved: {error.strerror or error}.")
+            return path, BadImage(cannot_be_saved(error))
         return path, prediction
 
     def answer(inputs: Tensor) -> Sequence[Prediction | Explanation]:
@@ -192,6 +213,18 @@ def classify_into(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from in_order(pool, save, answer_all(classifier, paths, answer), ahead=2 * BATCH)
+
+
+def copy_again(copies: Path, paths: list[Path], done: dict[str, Row]) -> int:
+    """Copy the pictures that were answered before, where that is still to be done; how many cannot be copied."""
+    lost = 0
+    for path in tqdm([path for path in paths if str(path) in done], desc="Copying", unit="picture", leave=False):
+        try:
+            copy_to(copies, path, done[str(path)].verdict or NOT_SURE)
+        except OSError as error:
+            lost += 1
+            tqdm.write(f"{path}: {cannot_be_saved(error)}", file=sys.stderr)
+    return lost
 
 
 def open_tables(files: dict[str, Path], sha256: str, stack: ExitStack) -> list[tuple[Table, dict[str, Row]]]:
@@ -248,21 +281,27 @@ def main() -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        goes_on = arguments.tables and arguments.engine == "local"
+        print("Stopped." + " The same command goes on from here." * bool(goes_on), file=sys.stderr)
         return 130
 
 
 def pictures_for(arguments: argparse.Namespace, tables: list[Path]) -> list[Path]:
     """The pictures that the command line means, less what an earlier run has copied and painted."""
-    outputs = [os.path.realpath(folder) + os.sep for folder in (arguments.copy_to, arguments.overlays) if folder]
+    copies = [os.path.realpath(arguments.copy_to / verdict) + os.sep for verdict in VERDICTS if arguments.copy_to]
+    overlays = [os.path.realpath(arguments.overlays) + os.sep] if arguments.overlays else []
     tables_at = {os.path.realpath(file): file for file in tables}
-    paths = []
+    paths, earlier = list[Path](), 0
     for path in dict.fromkeys(found for pattern in arguments.paths for found in find(pattern)):
         real = os.path.realpath(path)
         if real in tables_at:
             raise BadTable(f"{tables_at[real]} is one of the pictures.")
-        if not real.startswith(tuple(outputs)):
+        if real.startswith(tuple(copies)) or (real.startswith(tuple(overlays)) and OVERLAY.search(real)):
+            earlier += 1
+        else:
             paths.append(path)
+    if earlier:
+        print(f"{earlier} copies and heatmaps of an earlier run are left out", file=sys.stderr)
     return paths
 
 
@@ -282,10 +321,7 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     todo = [path for path in paths if str(path) not in done]
     if len(todo) < len(paths):
         print(f"{len(paths) - len(todo)} of {len(paths)} pictures were answered before", file=sys.stderr)
-    if arguments.copy_to:
-        for path in paths:
-            if (row := done.get(str(path))) and row.verdict:
-                copy_to(arguments.copy_to, path, row.verdict)
+    lost = copy_again(arguments.copy_to, paths, done) if arguments.copy_to else 0
     failed = 0
     answers = classify_into(classifier, todo, arguments.copy_to, arguments.overlays)
     for path, answer in tqdm(answers, total=len(todo), unit="picture"):
@@ -296,22 +332,26 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
         if isinstance(answer, BadImage):
             failed += 1
             tqdm.write(f"{path}: {answer}", file=sys.stderr)
-    return summary(len(todo) - failed, failed)
+    return summary(len(todo) - failed, failed + lost)
 
 
 def run_on_cluster(arguments: argparse.Namespace) -> int:
     """Do what the command line says with Ray; 0 when all was read, 1 when some files failed."""
     try:
-        from cluster import classify_on_cluster, find_at, is_address  # noqa: PLC0415
+        from cluster import BadAddress, classify_on_cluster, find_at, is_address  # noqa: PLC0415
     except ImportError as error:
         raise SystemExit(f"{error.name} is missing: pip install -r requirements-cluster.txt") from error
-    paths = [
-        found
-        for pattern in arguments.paths
-        for found in (find_at(pattern) if is_address(pattern) else map(str, find(pattern)))
-    ]
     ((kind, target),) = arguments.tables.items()
-    return summary(*classify_on_cluster(dict.fromkeys(paths), arguments.checkpoint, target, kind))
+    try:
+        paths = [
+            found
+            for pattern in arguments.paths
+            for found in (find_at(pattern) if is_address(pattern) else map(str, find(pattern)))
+        ]
+        return summary(*classify_on_cluster(dict.fromkeys(paths), arguments.checkpoint, target, kind))
+    except BadAddress as error:
+        print(f"classify.py: error: {error}", file=sys.stderr)
+        return 2
 
 
 def summary(classified: int, failed: int) -> int:

@@ -33,14 +33,27 @@ BATCH = 16  # pictures that the network answers at once
 BLOCK = 64  # pictures of one task, which is done again if its machine is lost
 
 
+class BadAddress(ValueError):
+    """An address that cannot be used from here; its text says why."""
+
+
 def is_address(path: str) -> bool:
     """Whether a path names its file system, as in s3://bucket/folder."""
     return "://" in path
 
 
+def file_system_of(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system that an address names, and the place there."""
+    try:
+        files, place = fsspec.url_to_fs(address)
+        return files, place
+    except (ImportError, ValueError) as error:  # a package that is not installed, a name that nobody knows
+        raise BadAddress(f"{address} cannot be used: {error}.") from error
+
+
 def find_at(address: str) -> list[str]:
     """The picture at an address, or all pictures below it; what is not there stays, to be named later."""
-    files, path = fsspec.url_to_fs(address)
+    files, path = file_system_of(address)
     if not files.isdir(path):
         return [address]
     found = (files.unstrip_protocol(name) for name in files.find(path))
@@ -101,9 +114,10 @@ def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, k
 
     Raises:
         BadTable: if there is something at the target.
+        BadAddress: if no such file system is known here.
         BadCheckpoint: if the checkpoint cannot be used.
     """
-    files, place = fsspec.url_to_fs(target)
+    files, place = file_system_of(target)
     if files.exists(place) and files.find(place):
         raise BadTable(f"{target} is there already; on a cluster, a table is written in one go.")
     if not paths:

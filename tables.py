@@ -90,6 +90,7 @@ class CsvTable:
         self.file = file
         self.writer = csv.writer(file)
         self.writer.writerow(COLUMNS)
+        self.file.flush()
 
     def write(self, row: Row) -> None:
         """Add a row."""
@@ -166,7 +167,8 @@ def read_csv(path: Path) -> Iterator[Row]:
     headings, *rows = csv.reader(StringIO(text, newline=""))
     if tuple(headings) != COLUMNS:
         raise ValueError("other columns")
-    for cells in rows if text.endswith("\n") else rows[:-1]:
+    whole = text.endswith("\n") and len((rows or [headings])[-1]) == len(COLUMNS)  # a name may have line ends, too
+    for cells in rows if whole else rows[:-1]:
         name, label, probability, verdict, error, checkpoint = cells
         known = float(probability) if probability else None
         yield Row(name.removeprefix("'"), label or None, known, verdict or None, error or None, checkpoint)
@@ -231,7 +233,8 @@ def open_table(path: Path, kind: str, sha256: str) -> tuple[Table, dict[str, Row
     """
     path = path.resolve()
     try:
-        rows = list(READERS[kind](path)) if path.exists() else []
+        # An empty one is of a run that was killed before its first row.
+        rows = list(READERS[kind](path)) if path.exists() and path.stat().st_size else []
     except (ValueError, TypeError, OSError, csv.Error) as error:  # Arrow's errors are among the first and third
         raise BadTable(f"{path} is there already and is no {kind} table of this command's.") from error
     if path.exists() and not path.is_file():

@@ -162,6 +162,10 @@ def test_patterns_and_lists_name_pictures(
     assert run(monkeypatch, classify.main, tiny_classifier, "-", "--csv", tmp_path / "b.csv") == 1
     expected = ["bracket[1].png", *(f"meme/two/{n}.png" for n in range(4)), "missing.png"]
     assert [row["path"] for row in rows_of(tmp_path / "b.csv")] == expected
+    Path("two\nlines.png").write_bytes(encode(noise(50, 50)))
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"two\nlines.png\0meme/two\0")))  # find -print0
+    assert run(monkeypatch, classify.main, tiny_classifier, "-", "--csv", tmp_path / "c.csv") == 0
+    assert [row["path"] for row in rows_of(tmp_path / "c.csv")] == ["two\nlines.png", *expected[1:-1]]
 
 
 def duplicates(files: dict[Path, bytes]) -> int:
@@ -232,6 +236,78 @@ def test_outputs_among_the_pictures_are_not_looked_at(
         assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
         assert len(rows_of(Path("a.csv"))) == 16
         assert len(list(Path("meme/heat").rglob("*.png"))) == 16
+
+
+def test_copies_and_overlays_may_go_where_the_pictures_are(
+    folder: Path,
+    tiny_classifier: Classifier,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """But for folders that are named like a verdict, where copies go."""
+    monkeypatch.chdir(folder)
+    Path("meme").rename("mine")
+    for name in ("a.csv", "b.csv"):
+        arguments = ("mine", "--csv", name, "--copy-to", "mine", "--overlays", ".")
+        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+        assert [row["path"] for row in rows_of(Path(name))] == [
+            f"mine/{o}/{n}.png" for o in ("one", "two") for n in range(4)
+        ]
+    assert "copies and heatmaps of an earlier run are left out" in capsys.readouterr().err
+    assert len(list(Path("mine/one").glob("*.png.png"))) == 4
+
+
+def test_without_hard_links_copies_are_whole_and_overwrite_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on memory sticks and some networks."""
+
+    def refused(_self: Path, _target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    like = tmp_path / "like"
+    like.touch()
+    os.utime(like, (1, 1))
+    for content in (b"one", b"two", b"one"):
+        classify.save_new(tmp_path / "to" / "a.png", content, like=like)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "to").iterdir()} == {"a.png": b"one", "a_2.png": b"two"}
+    assert (tmp_path / "to" / "a_2.png").stat().st_mtime == 1
+
+
+def test_a_copy_that_fails_later_stops_nothing(
+    folder: Path,
+    tiny_classifier: Classifier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = sorted((folder / "meme" / "one").iterdir())
+    arguments = (*paths, "--csv", tmp_path / "a.csv")
+    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    paths[0].unlink()
+    assert run(monkeypatch, classify.main, tiny_classifier, *arguments, "--copy-to", tmp_path / "sorted") == 1
+    assert f"{paths[0]}: Its copy or heatmap cannot be saved: No such file or directory." in capsys.readouterr().err
+    assert len(list((tmp_path / "sorted").rglob("*.png"))) == 3
+
+
+def test_only_what_can_be_gone_on_with_is_said_to_go_on(
+    folder: Path,
+    tiny_classifier: Classifier,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(*_arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classify, "run", stopped)
+    asked: tuple[tuple[list[str], str], ...] = (
+        ([], "Stopped.\n"),
+        (["--csv", "a.csv"], "Stopped. The same command goes on from here.\n"),
+    )
+    for options, said in asked:
+        assert run(monkeypatch, classify.main, tiny_classifier, folder, *options) == 130
+        assert capsys.readouterr().err == said
 
 
 def test_copies_and_overlays_can_be_asked_for_later(

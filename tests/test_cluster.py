@@ -118,3 +118,15 @@ def test_a_cluster_writes_one_table_only(monkeypatch: pytest.MonkeyPatch, capsys
             run(monkeypatch, classify.main, None, "x.jpg", "--engine", "ray", *more)
         assert stop.value.code == 2
         assert "there must be one of --csv, --json, --parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["nosuch://bucket/folder", "s3://bucket/folder"])
+def test_an_address_that_nothing_here_can_read_is_named(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed
+    for paths, table in ((address, tmp_path / "t"), (ROOT / "examples", address)):
+        assert run(monkeypatch, classify.main, None, paths, "--engine", "ray", "--csv", table) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"classify.py: error: {address} cannot be used: ")
+        assert "Traceback" not in said

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,6 +63,35 @@ def test_a_row_that_was_cut_off_is_answered_again(kind: str, tmp_path: Path) -> 
         path.write_bytes(whole[:end])
         assert list(READERS[kind](path)) == ROWS[:-1]
     table.close()
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_an_empty_file_is_a_table_without_rows(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.touch()
+    table, rows = open_table(path, kind, SHA)
+    table.write(ROWS[0])
+    table.close()
+    assert rows == {}
+    assert list(READERS[kind](path)) == ROWS[:1]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_table_without_rows_can_be_gone_on_with(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    open_table(path, kind, SHA)  # and then killed: nothing is closed
+    assert open_table(path, kind, SHA)[1] == {}
+
+
+def test_a_row_that_was_cut_off_inside_a_name_of_two_lines_is_answered_again(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    table, _ = open_table(path, "csv", SHA)
+    for row in (ROWS[0], replace(ROWS[0], path="one\ntwo.png")):
+        table.write(row)
+    whole = path.read_bytes()
+    for end in range(whole.index(b'"one'), len(whole)):
+        path.write_bytes(whole[:end])
+        assert list(READERS["csv"](path)) == ROWS[:1]
 
 
 def test_no_cell_is_a_formula() -> None:
