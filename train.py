@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import accumulate, pairwise
@@ -85,7 +85,7 @@ STUDENT = Course((Stage(160, 76_800),), 1e-3, 0.998, 0)
 BATCH = 64
 WARM_UP = 0.04  # share of all steps
 WEIGHT_DECAY = 0.05
-LABEL_SMOOTHING = 0.1  # 2-8 % of the training labels are wrong
+LABEL_SMOOTHING = 0.1  # 2-5 % of the memes' labels are wrong
 LABEL_WEIGHT = 0.6  # beside the teachers' answers
 GROUP_WEIGHT = 0.5  # of naming the group (poster, photo, ...) beside the class
 FEATURE_WEIGHT = 1.5  # of the teacher's feature map
@@ -93,7 +93,7 @@ PLACE_WEIGHT = 1.0  # of finding the captions, for each picture where they are k
 NO_LABEL = -100  # what cross_entropy leaves out
 UNKNOWN = [NO_LABEL, NO_LABEL, 0]  # class, group, and whether they are certain
 UNLABELLED = 0.15  # share of the pictures without a label in the half that is learnt without one
-CAPTIONED = 0.15  # share of memes whose captions' places are known among the pictures with a label
+CAPTIONED = 0.15  # share of drawn memes whose captions' places are known among the pictures with a label
 SAVE_EVERY = 120  # seconds
 VALIDATE_EVERY = 100  # steps
 HELD_OUT = 0.1  # share of the pictures, where no validation folder is given
@@ -104,6 +104,7 @@ SEED = 0
 class TrainingStream(IterableDataset[tuple[dict[int, Tensor], Tensor, Tensor]]):
     """An endless draw of augmented pictures: both classes equally often, then as `balanced_weights` says.
 
+    Where captions are known, `CAPTIONED` of those with a label are such a meme instead, so 57 % are memes.
     Each comes as inputs of all the sizes asked for; with the indices of its class and its group and with 1 if its
     label is certain, shape (3,); and with the places of its captions as `cells` gives them, all 0 where they are not
     known. A run that resumes at another step draws anew from there; the same step gives the same draw.
@@ -265,12 +266,19 @@ def train(
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, course.learning_rate, weight_decay=WEIGHT_DECAY)
     parts: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer}
-    run = {"data": fingerprint(pictures), "held_out": fingerprint(held_out), "course": in_words(course)}
+    run = {
+        "data": fingerprint(pictures),
+        "held_out": fingerprint(held_out),
+        "course": in_words(course),
+        "teachers": [digest(teacher.state_dict()) for teacher, _ in teachers],
+        "others": [digest(map(str, sorted(paths))) for paths in (unlabelled or (), certain, captions or ())],
+        "seed": seed,
+    }
     step, history, losses = 0, list[Progress](), list[float]()
     if resume and state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)
         if saved["run"] != run:
-            raise SystemExit(f"{state} is of a run on other pictures or with other stages; delete it to start anew.")
+            raise SystemExit(f"{state} is of a run on other pictures, stages or teachers; delete it to start anew.")
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         step = saved["step"]
@@ -537,6 +545,7 @@ def ready_to_teach(network: nn.Module, input_size: int) -> nn.Module:
 def hold_out(pictures: list[LabelledPicture]) -> tuple[list[LabelledPicture], list[LabelledPicture]]:
     """Set whole sources aside, so that calibration sees unknown ones: at most twice `HELD_OUT` of each class.
 
+    The last source of a group stays.
     Where every source of a class is larger than that, single pictures of it are set aside.
     """
     aside: list[LabelledPicture] = []
@@ -545,10 +554,15 @@ def hold_out(pictures: list[LabelledPicture]) -> tuple[list[LabelledPicture], li
         sources = sorted({picture.source for picture in of_label})
         random.Random(SEED).shuffle(sources)
         taken: list[LabelledPicture] = []
+        left = Counter(picture.group for picture in of_label)
         for source in sources:
             of_source = [picture for picture in of_label if picture.source == source]
+            groups = Counter(picture.group for picture in of_source)
+            if any(left[group] == count for group, count in groups.items()):
+                continue  # training would not see such pictures at all
             if len(taken) < HELD_OUT * len(of_label) and len(taken + of_source) <= 2 * HELD_OUT * len(of_label):
                 taken += of_source
+                left -= groups
         aside += taken or random.Random(SEED).sample(of_label, math.ceil(HELD_OUT * len(of_label)))
     chosen = {picture.path for picture in aside}
     return [picture for picture in pictures if picture.path not in chosen], aside
@@ -570,7 +584,17 @@ def of_unknown_sources(held_out: list[LabelledPicture], pictures: list[LabelledP
 def fingerprint(pictures: list[LabelledPicture]) -> str:
     """SHA-256 over the labels, names and sizes of the files, wherever their folder lies."""
     lines = sorted(f"{p.label}/{p.path.parent.name}/{p.path.name} {p.path.stat().st_size}" for p in pictures)
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+    return digest(lines)
+
+
+def digest(of: Iterable[str] | dict[str, Tensor]) -> str:
+    """SHA-256 of some lines, or of a network's weights."""
+    found = hashlib.sha256()
+    for part in of:
+        found.update(part.encode(errors="surrogateescape") + b"\n")
+        if isinstance(of, dict):
+            found.update(of[part].cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def main() -> int:

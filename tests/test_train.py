@@ -202,6 +202,15 @@ def test_a_single_source_is_split() -> None:
     assert len(kept) == 36
 
 
+def test_the_last_source_of_a_group_is_not_held_out() -> None:
+    pictures = [p for n in range(9) for p in labelled(MEME, f"m{n}", 10) + labelled(NOT_MEME, f"n{n}", 10)]
+    for group in ("card", "poster", "document"):
+        pictures += labelled(NOT_MEME, f"{group}s", 10, group)
+    kept, aside = hold_out(pictures)
+    assert {p.group for p in kept} == {p.group for p in pictures}
+    assert len({p.source for p in aside if p.label == NOT_MEME}) > 0
+
+
 def test_the_learning_rate_rises_then_falls() -> None:
     rates = [train.schedule(n / 100, 0.3) for n in range(101)]
     peak = int(np.argmax(rates))
@@ -289,8 +298,11 @@ def test_a_run_does_not_resume_on_other_pictures(folder: Path, tmp_path: Path, m
     out = tmp_path / "out.pth"
     arguments = (folder, "--out", out, "--val", folder, "--plot", tmp_path / "training.png")
     assert run(monkeypatch, train.main, None, *arguments) == 0
+    refused = pytest.raises(SystemExit, match="is of a run on other pictures")
+    with refused:
+        run(monkeypatch, train.main, None, *arguments, "--resume", "--unlabelled", folder)
     (folder / "meme" / "one" / "0.png").unlink()
-    with pytest.raises(SystemExit, match="is of a run on other pictures"):
+    with refused:
         run(monkeypatch, train.main, None, *arguments, "--resume")
 
 
