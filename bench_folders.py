@@ -2,7 +2,7 @@
 
 The usual one is what most people would write: Pillow opens a picture, torchvision's transforms make the input,
 DenseNet121 in full precision answers, one picture after the other. With --scale, classify.py instead answers
-ever larger folders. All pictures are drawn on the spot or are copies of one.
+ever larger folders. All pictures are drawn on the spot, or are links to ten that were.
 """
 
 import argparse

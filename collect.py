@@ -8,6 +8,7 @@ taken as they are. `apt-get download PACKAGE` gets a package.
 import argparse
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -27,6 +28,7 @@ SMALLEST_SIDE = 150  # pixels; smaller ones are icons
 LARGEST_RATIO = 3.2
 BYTES = range(4_000, 30_000_000)
 SEED = 0
+TOOLS = ("dpkg-deb", "pdfinfo", "pdftoppm")
 
 
 def read_package(package: Path) -> list[tuple[str, bytes]]:
@@ -104,6 +106,8 @@ def main() -> int:
     parser.add_argument("packages", type=Path, nargs="+", help=".deb files")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="data folder, gets not_meme/")
     arguments = parser.parse_args()
+    if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
+        parser.error(f"{', '.join(missing)} must be installed: Debian's packages dpkg and poppler-utils")
     for package in arguments.packages:
         source, count = package.name.partition("_")[0], 0
         limit = OF_EACH_COLLECTION if source.startswith("texlive") else OF_EACH_PACKAGE

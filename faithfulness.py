@@ -397,7 +397,8 @@ def main() -> int:
         for _, batch in open_batches(draw.sample(photos, min(arguments.pictures, len(photos))))
         for p in batch
     ]
-    memes = [caption(picture, draw) for picture in backgrounds]
+    # A frame inside the frame would move the captions' places.
+    memes = [meme for picture in backgrounds if not inside_frame((meme := caption(picture, draw)).picture)]
     table = measure(classifier, arguments.checkpoint, cases, memes)
     sanity = measure_sanity(classifier, arguments.checkpoint, cases[:: max(1, len(cases) // 20)])
     print(in_words(table))

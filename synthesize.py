@@ -797,6 +797,7 @@ def main() -> int:
         parser.error(
             "there must be readable pictures to draw on, fortune files to take words from, and fonts to write with"
         )
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor() as pool:
         for label, count in ((MEME, arguments.memes), (NOT_MEME, arguments.others)):
             work = partial(

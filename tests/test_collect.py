@@ -82,3 +82,13 @@ def test_what_is_no_package_gets_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "some.deb").write_text("no package")
     with pytest.raises(SystemExit, match=r"some\.deb cannot be unpacked"):
         collect.read_package(tmp_path / "some.deb")
+
+
+def test_missing_programs_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, collect.main, None, "a.deb", "--out", tmp_path)
+    assert stop.value.code == 2
+    assert "dpkg-deb, pdfinfo, pdftoppm must be installed" in capsys.readouterr().err
