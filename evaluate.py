@@ -106,10 +106,22 @@ def measure(
         "n": {MEME: int(truth.sum()), NOT_MEME: int((~truth).sum())},
         **{name: asdict(estimate) for name, estimate in estimates.items()},
         "ece_noise_floor": calibration_noise_floor(scores),
+        "calibration": by_tenth(truth, scores),
         "groups": by_name([p.group if p.label == NOT_MEME else None for p in pictures], right),
         "sources": by_name([p.source if p.label == MEME else None for p in pictures], right),
         "languages": by_name([languages.get(p.path.parts[-3:]) if p.label == MEME else None for p in pictures], right),
     }
+
+
+def by_tenth(truth: Array, scores: Array) -> list[dict[str, Any]]:
+    """Number, mean probability and share of memes of the pictures in each tenth of the probabilities that has some."""
+    tenths = np.minimum((scores * 10).astype(int), 9)
+    rows = []
+    for tenth in np.unique(tenths).tolist():
+        inside = tenths == tenth
+        memes = asdict(share(truth[inside]))
+        rows.append({"from": tenth / 10, "n": int(inside.sum()), "mean": float(scores[inside].mean())} | memes)
+    return rows
 
 
 def by_name(names: list[str | None], right: Array) -> dict[str, Any]:
@@ -148,7 +160,7 @@ def draw_metrics(
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     mean_scores, meme_shares, counts = reliability(truth, scores)
     axes[3].plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
-    axes[3].scatter(mean_scores, meme_shares, s=8 + 200 * np.sqrt(counts / counts.max()), alpha=0.7)
+    axes[3].scatter(mean_scores, meme_shares, s=8 + 400 * counts / counts.max(), alpha=0.7)
     axes[3].set(
         title=f"Reliability (ECE {metrics['ece']['value']:.3f}, noise floor {metrics['ece_noise_floor']:.3f})",
         xlabel="probability of meme (mark's area: pictures)",

@@ -55,6 +55,16 @@ def parts(title: str, rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def calibration(rows: list[dict[str, Any]]) -> str:
+    """What became of the pictures that were given a probability in each tenth."""
+    lines = ["| probability of meme | pictures | mean probability | memes among them |", "|---|---|---|---|"]
+    for row in rows:
+        tenth, mean = f"{row['from']:.0%} to {row['from'] + 0.1:.0%}", f"{row['mean']:.0%}"
+        memes = percent(row["value"], row["low"], row["high"])
+        lines.append(f"| {tenth.replace('%', ' %')} | {row['n']} | {mean.replace('%', ' %')} | {memes} |")
+    return "\n".join(lines)
+
+
 def effect(row: dict[str, Any]) -> robustness.Effect:
     """A corruption's effect as it was before it went to a file."""
     estimates: Any = {key: Estimate(**cell) for key, cell in row.items() if isinstance(cell, dict)}
@@ -76,6 +86,7 @@ def tables() -> dict[str, str]:
         "groups": parts("not memes", metrics["groups"]),
         "sources": parts("source of memes", {k.replace("__", "/"): row for k, row in metrics["sources"].items()}),
         "languages": parts("language of memes", {LANGUAGES.get(k, k): row for k, row in metrics["languages"].items()}),
+        "calibration": calibration(metrics["calibration"]),
         "corruptions": robustness.in_words([effect(row) for row in effects["effects"]]),
         "faithfulness": faithfulness.in_words(faithful),
         "faithfulness in brief": faithfulness.in_words(faithful, IN_BRIEF),

@@ -283,7 +283,7 @@ def test_a_copy_that_fails_later_stops_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     paths = sorted((folder / "meme" / "one").iterdir())
-    arguments = (*paths, "--csv", tmp_path / "a.csv")
+    arguments: tuple[str | Path, ...] = (*paths, "--csv", tmp_path / "a.csv")
     assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
     paths[0].unlink()
     assert run(monkeypatch, classify.main, tiny_classifier, *arguments, "--copy-to", tmp_path / "sorted") == 1

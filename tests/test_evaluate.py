@@ -58,6 +58,16 @@ def test_figures_of_a_known_outcome() -> None:
     assert {name: (row["n"], row["accuracy"]) for name, row in figures["sources"].items()} == {"reddit": (4, 0.75)}
     assert {name: (row["n"], row["accuracy"]) for name, row in figures["languages"].items()} == {"pt": (2, 0.5)}
     assert figures["text_negatives"]["value"] == pytest.approx(1 / 2)  # the charts
+    tenths = {row["from"]: (row["n"], round(row["mean"], 6), row["value"]) for row in figures["calibration"]}
+    assert tenths == {
+        0.1: (4, 0.1, 0),
+        0.2: (1, 0.2, 1),
+        0.3: (1, 0.3, 0),
+        0.6: (1, 0.6, 0),
+        0.7: (1, 0.7, 1),
+        0.8: (1, 0.8, 1),
+        0.9: (1, 0.9, 1),
+    }
     for name in ("accuracy", "precision", "recall", "f1", "auroc", "average_precision", "ece", "brier"):
         assert figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"]
 
