@@ -282,7 +282,7 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         goes_on = arguments.tables and arguments.engine == "local"
-        print("Stopped." + " The same command goes on from here." * bool(goes_on), file=sys.stderr)
+        print("Stopped. The same command goes on from here." if goes_on else "Stopped.", file=sys.stderr)
         return 130
 
 

@@ -10,6 +10,7 @@ besides where their captions are. The run saves its state every two minutes and 
 import argparse
 import hashlib
 import math
+import os
 import pickle
 import random
 import sys
@@ -270,8 +271,11 @@ def train(
         "data": fingerprint(pictures),
         "held_out": fingerprint(held_out),
         "course": in_words(course),
-        "teachers": [digest(teacher.state_dict()) for teacher, _ in teachers],
-        "others": [digest(map(str, sorted(paths))) for paths in (unlabelled or (), certain, captions or ())],
+        "teachers": [
+            digest(weights.cpu().contiguous().numpy().tobytes() for weights in teacher.state_dict().values())
+            for teacher, _ in teachers
+        ],
+        "others": [digest(map(os.fsencode, sorted(paths))) for paths in (unlabelled or (), certain, captions or ())],
         "seed": seed,
     }
     step, history, losses = 0, list[Progress](), list[float]()
@@ -584,17 +588,12 @@ def of_unknown_sources(held_out: list[LabelledPicture], pictures: list[LabelledP
 def fingerprint(pictures: list[LabelledPicture]) -> str:
     """SHA-256 over the labels, names and sizes of the files, wherever their folder lies."""
     lines = sorted(f"{p.label}/{p.path.parent.name}/{p.path.name} {p.path.stat().st_size}" for p in pictures)
-    return digest(lines)
+    return digest(line.encode(errors="surrogateescape") for line in lines)
 
 
-def digest(of: Iterable[str] | dict[str, Tensor]) -> str:
-    """SHA-256 of some lines, or of a network's weights."""
-    found = hashlib.sha256()
-    for part in of:
-        found.update(part.encode(errors="surrogateescape") + b"\n")
-        if isinstance(of, dict):
-            found.update(of[part].cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+def digest(lines: Iterable[bytes]) -> str:
+    """SHA-256 of some lines."""
+    return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
 
 def main() -> int:

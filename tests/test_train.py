@@ -1,3 +1,4 @@
+import hashlib
 import math
 import shutil
 from collections import Counter, defaultdict
@@ -209,6 +210,15 @@ def test_the_last_source_of_a_group_is_not_held_out() -> None:
     kept, aside = hold_out(pictures)
     assert {p.group for p in kept} == {p.group for p in pictures}
     assert len({p.source for p in aside if p.label == NOT_MEME}) > 0
+
+
+def test_the_fingerprint_is_the_one_that_checkpoints_record(tmp_path: Path) -> None:
+    pictures = []
+    for name in ("b.png", "a.png"):
+        (tmp_path / name).write_bytes(b"four")
+        pictures.append(LabelledPicture(tmp_path / name, MEME, MEME, "one"))
+    lines = [f"meme/{tmp_path.name}/{name} 4" for name in ("a.png", "b.png")]
+    assert train.fingerprint(pictures) == hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
