@@ -46,6 +46,7 @@ from model import (
     Classifier,
     Preprocessing,
     build_network,
+    fastest_dtype,
     for_inference,
     save_checkpoint,
     save_whole,
@@ -336,13 +337,19 @@ def lesson(
     """The loss of one batch; see `train` for the networks, `taught_by`, `loss_of` and `lost` for the rest."""
     device = batch.truth.device
     taught, taught_map = taught_by(teachers, batch.inputs, device) if teachers else (None, None)
-    with torch.autocast(device.type, torch.bfloat16):
+    with fastest_autocast(device):
         logits, feature_map, *by_cell = network(batch.inputs[input_size].to(device, memory_format=torch.channels_last))
     loss = loss_of(logits.float(), batch.truth, taught)
     if isinstance(network, Imitator) and taught_map is not None:
         loss = loss + FEATURE_WEIGHT * network.distance(feature_map.float(), taught_map)
         loss = loss + PLACE_WEIGHT * lost(by_cell[0].float(), batch.places)
     return loss
+
+
+def fastest_autocast(device: torch.device) -> torch.autocast:
+    """Bfloat16 on a GPU, and on processors that multiply it in hardware; others take several times as long with it."""
+    enabled = device.type != "cpu" or fastest_dtype() == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def lost(by_cell: Tensor, places: Tensor) -> Tensor:
@@ -377,7 +384,7 @@ def taught_by(
         device: where the answers are to be.
     """
     (teacher, teachers_size), *others = teachers
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+    with torch.no_grad(), fastest_autocast(device):
         logits, feature_map = teacher(inputs[teachers_size].to(device))
         answers = [logits, *(network(inputs[size].to(device)) for network, size in others)]
     classes = torch.stack([answer[:, : len(CLASSES)].float() for answer in answers]).mean(0)
@@ -419,7 +426,7 @@ def validate(
     network.eval()
     for labelled, opened in open_batches(pictures):
         inputs = torch.stack([preprocessing(picture) for picture in opened]).to(device)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+        with torch.inference_mode(), fastest_autocast(device):
             logits = network(inputs.to(memory_format=torch.channels_last))[0].float()
         ours = CLASSES.index(MEME)
         margins += (logits[:, ours] - logits[:, 1 - ours]).tolist()

@@ -66,7 +66,9 @@ def test_a_lost_worker_loses_and_doubles_no_picture(
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
-def test_addresses_are_read_and_written(kind: str, tmp_path: Path) -> None:
+def test_addresses_are_read_and_written(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without an address of a cluster, Ray starts one on this machine."""
     table = tmp_path / "table"
     running = start("local", (ROOT / "examples").as_uri(), f"--{kind}", table.as_uri())
@@ -77,9 +79,9 @@ def test_addresses_are_read_and_written(kind: str, tmp_path: Path) -> None:
     assert sorted(row["path"] for row in rows) == [path.as_uri() for path in pictures]
     verdicts = {row["path"]: row["verdict"] for row in rows}
     assert verdicts[(ROOT / "examples" / "cat_meme.jpg").as_uri()] == MEME
-    again = start("local", (ROOT / "examples").as_uri(), f"--{kind}", table.as_uri())
-    assert "is there already" in again.communicate(timeout=60)[1]
-    assert again.returncode == 2
+    again = ((ROOT / "examples").as_uri(), f"--{kind}", table.as_uri(), "--engine", "ray")
+    assert run(monkeypatch, classify.main, None, *again) == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_no_pictures_need_no_cluster(tmp_path: Path) -> None:

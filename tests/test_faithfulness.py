@@ -148,14 +148,18 @@ def test_better_than_controls_means_apart_from_both() -> None:
 
 
 def test_the_command_measures_every_method(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tiny_classifier: Classifier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (folder / "not_meme" / "four").rename(folder / "not_meme" / "photo__four")
     monkeypatch.setattr(faithfulness, "STEPS", 2)
     monkeypatch.setattr(faithfulness, "ROAD_SHARES", (0.5,))
     report, plot = tmp_path / "out" / "f.json", tmp_path / "out" / "f.png"
     arguments = (folder, "--pictures", "2", "--json", report, "--plot", plot)
-    assert run(monkeypatch, faithfulness.main, None, *arguments) == 0
+    assert run(monkeypatch, faithfulness.main, tiny_classifier, *arguments) == 0
     written = json.loads(report.read_text())
     methods = {"Grad-CAM", "Grad-CAM++", "HiResCAM", "LayerCAM", "Occlusion"}
     assert set(written["scores"]) == methods | {"pytorch-grad-cam", "random", "centred spot"}
