@@ -95,13 +95,16 @@ def fit_temperature_and_shift(margin: Array, is_meme: Array) -> tuple[float, flo
     Platt 1999, "Probabilistic outputs for support vector machines"; with the temperature alone (Guo et al. 2017,
     arXiv 1706.04599), a network that saw both classes equally often calls too many pictures memes.
     """
-    sign = np.where(is_meme, 1, -1)
+    # Platt's targets: however well the pictures are told apart, so few cannot show that the next is, too.
+    memes, others = is_meme.sum(), (~is_meme).sum()
+    target = np.where(is_meme, (memes + 1) / (memes + 2), 1 / (others + 2))
     # Even odds lie somewhere among the pictures; where all places are as good, nearest to where they were.
     lowest, highest = np.quantile(margin, (0.02, 0.98)).tolist()
     centres = np.array(sorted(np.linspace(lowest, highest, 401), key=abs))[:, None]
 
     def losses(temperature: float) -> Array:
-        return np.asarray(np.logaddexp(0, sign * (centres - margin) / temperature).mean(1))
+        odds = (margin - centres) / temperature
+        return np.asarray((np.logaddexp(0, odds) - target * odds).mean(1))
 
     temperature = min(np.geomspace(0.1, 10, 201), key=lambda t: losses(t).min())
     return float(temperature), -float(centres[losses(temperature).argmin(), 0])
@@ -115,8 +118,11 @@ def shifted(weights: dict[str, Tensor], shift: float) -> dict[str, Tensor]:
 
 
 def fit_threshold(probability: Array, is_meme: Array) -> float:
-    """The lowest threshold at which `AIM_PRECISION` of those called memes are memes, else the most precise one."""
-    thresholds = np.linspace(0.05, 0.95, 181)
+    """The lowest threshold at which `AIM_PRECISION` of those called memes are memes, else the most precise one.
+
+    Never below even odds, however well the pictures are told apart.
+    """
+    thresholds = np.linspace(0.5, 0.95, 91)
     called = [is_meme[probability >= threshold] for threshold in thresholds]
     precision = np.array([memes.mean() if len(memes) else 0 for memes in called])
     reached = precision >= AIM_PRECISION
@@ -167,7 +173,7 @@ def main() -> int:
     changed = asdict(calibration) | {"input_size": preprocessing.input_size, "about": about}
     changed["state_dict"] = shifted(checkpoint["state_dict"], shift)
     write_checkpoint(checkpoint | changed, arguments.out)
-    print(f"{arguments.out}: {right.value:.1%} of {len(is_meme)} pictures right; {calibration}")
+    print(f"{arguments.out}: {right.value:.1%} right of the {len(is_meme)} pictures it was fitted to; {calibration}")
     return 0
 
 

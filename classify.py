@@ -110,14 +110,24 @@ def find(pattern: str) -> list[Path]:
     """The files that one PATH of the command line means."""
     if pattern == "-":
         listed = sys.stdin.buffer.read()
-        lines = [os.fsdecode(line) for line in listed.split(b"\0" if b"\0" in listed else b"\n") if line]
+        split = listed.split(b"\0") if b"\0" in listed else listed.replace(b"\r\n", b"\n").split(b"\n")
+        lines = [os.fsdecode(line) for line in split if line]
         return [found for line in lines for found in find(line if line != "-" else "./-")]
     if os.path.isdir(pattern):  # noqa: PTH112  (Path.is_dir can raise)
         return find_pictures(Path(pattern))
     if glob.has_magic(pattern) and not os.path.lexists(pattern):
-        matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        matches = unlooped(sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
         return [found for match in matches for found in find(match)] or [Path(pattern)]
     return [Path(pattern)]
+
+
+def unlooped(matches: list[str]) -> list[str]:
+    """Each file once, by the shortest way to its folder: `**` also follows links, round and round."""
+    places: dict[tuple[str, str], str] = {}
+    for match in sorted(matches, key=len):
+        folder, name = os.path.split(match)
+        places.setdefault((os.path.realpath(folder), name), match)
+    return sorted(places.values())
 
 
 def save_new(path: Path, content: bytes, like: Path | None = None) -> None:
@@ -252,6 +262,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: on a cluster of machines")
     arguments = parser.parse_args()
     arguments.tables = {kind: getattr(arguments, kind) for kind in READERS if getattr(arguments, kind)}
+    if len({os.path.realpath(file) for file in arguments.tables.values()}) < len(arguments.tables):
+        parser.error("two tables cannot be one file")
     if arguments.engine == "ray" and (len(arguments.tables) != 1 or arguments.copy_to or arguments.overlays):
         parser.error(f"with --engine ray there must be one of --{', --'.join(READERS)}, and no copies or overlays")
     return arguments
@@ -308,6 +320,9 @@ def pictures_for(arguments: argparse.Namespace, tables: list[Path]) -> list[Path
 def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     """Do what the command line says; 0 when all was read, 1 when some files failed."""
     files = {kind: Path(file) for kind, file in arguments.tables.items()}
+    for folder in [arguments.copy_to, arguments.overlays, *(file.parent for file in files.values())]:
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)  # before all work, if it cannot be had
     paths = pictures_for(arguments, list(files.values()))
     if arguments.overlays:  # they need the network itself
         classifier = Classifier.load(arguments.checkpoint)

@@ -325,6 +325,7 @@ def digest_beside(path: Path) -> Path:
 
 def save_whole(content: dict[str, Any], path: Path) -> None:
     """Save for `torch.load`, whole or not at all: an interruption leaves what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save(content, partial)
     partial.replace(path)

@@ -217,5 +217,18 @@ def describe(_request: Request) -> Response:
     )
 
 
-routes = (Route("/api/classify", classify, methods=["POST"]), Route("/api/openapi.json", describe))
+def refuse(request: Request) -> Response:
+    """Whatever else is asked below /api, which else the page would answer."""
+    allowed = {"classify": "POST", "openapi.json": "GET"}.get(request.path_params["rest"])
+    if allowed:
+        return JSONResponse({"error": f"Only {allowed} is answered here."}, 405, {"Allow": allowed})
+    return JSONResponse({"error": "There is nothing here; /api/openapi.json says what there is."}, 404)
+
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+routes = (
+    Route("/api/classify", classify, methods=["POST"]),
+    Route("/api/openapi.json", describe),
+    Route("/api/{rest:path}", refuse, methods=METHODS),
+)
 app = st.App("app.py", routes=list(routes), middleware=[Middleware(Capacity)])

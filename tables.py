@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass, fields
@@ -204,6 +205,14 @@ def _begin_text(create: Callable[[TextIO], Table], path: Path, rows: list[Row]) 
     return table
 
 
+def _is_newer(path: str, written: int) -> bool:
+    """Whether a file has changed since then, in nanoseconds since 1970; one that is gone has not."""
+    try:
+        return os.stat(path).st_mtime_ns > written  # noqa: PTH116  (a row's path is text)
+    except OSError:
+        return False
+
+
 def _begin_parquet(path: Path, rows: list[Row]) -> Table:
     table = ParquetTable(path)
     for row in rows:
@@ -217,7 +226,7 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {"csv": read_csv, "json": 
 def open_table(path: Path, kind: str, sha256: str) -> tuple[Table, dict[str, Row]]:
     """Begin a table, or go on with one of the same checkpoint that was interrupted.
 
-    Files that could not be read are to be tried again, so their rows go.
+    Files that could not be read, or are newer than the table, are to be answered again, so their rows go.
 
     Args:
         path: where it lies or is to lie.
@@ -241,7 +250,8 @@ def open_table(path: Path, kind: str, sha256: str) -> tuple[Table, dict[str, Row
         raise BadTable(f"{path} is not a file.")
     if any(row.checkpoint != sha256[:12] for row in rows):
         raise BadTable(f"{path} has answers of another checkpoint; name another file for this one's.")
-    good = {row.path: row for row in rows if row.error is None}
+    written = path.stat().st_mtime_ns if rows else 0
+    good = {row.path: row for row in rows if row.error is None and not _is_newer(row.path, written)}
     earlier = list(good.values())
     if kind == "parquet":
         return _begin_parquet(path, earlier), good

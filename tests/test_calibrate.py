@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ def test_temperature_and_shift_undo_overconfidence_and_bias() -> None:
     np.testing.assert_allclose(fit_temperature_and_shift(margin, is_meme), (1, 0), atol=0.07)
     np.testing.assert_allclose(fit_temperature_and_shift(3 * (margin + 0.7), is_meme), (3, -2.1), atol=0.2)
     sure = np.array([-5.0, -4, 4, 5])
-    assert fit_temperature_and_shift(sure, sure > 0)[1] == pytest.approx(0, abs=1e-9)  # any would do
+    temperature, shift = fit_temperature_and_shift(sure, sure > 0)
+    assert shift == pytest.approx(0, abs=0.1)
+    assert 1 / (1 + math.exp(-5 / temperature)) == pytest.approx(0.75, abs=0.03)  # two of two: (2 + 1) / (2 + 2)
 
 
 def test_the_threshold_is_the_lowest_of_the_precision_that_is_aimed_at() -> None:
@@ -29,6 +32,7 @@ def test_the_threshold_is_the_lowest_of_the_precision_that_is_aimed_at() -> None
     assert is_meme[probability >= threshold].mean() >= calibrate.AIM_PRECISION
     assert is_meme[probability >= threshold - 0.005].mean() < calibrate.AIM_PRECISION
     assert fit_threshold(probability, probability > 0.97) == pytest.approx(0.95)  # never reached
+    assert fit_threshold(probability, probability > 0.1) == 0.5
 
 
 def test_the_band_of_doubt_is_as_narrow_as_the_aim_allows() -> None:

@@ -112,7 +112,9 @@ def test_the_table_never_replaces_a_picture(
     ("arguments", "sentence"),
     [
         ([], "the following arguments are required"),
-        ([".", "--csv", "nowhere/out.csv"], "cannot be written"),
+        ([".", "--csv", "/dev/null/out.csv"], "/dev/null cannot be written"),
+        ([".", "--csv", "a.csv", "--copy-to", "/dev/null"], "/dev/null cannot be written"),
+        ([".", "--csv", "new", "--json", "./new"], "two tables cannot be one file"),
         ([".", "--checkpoint", "missing.pth"], "make one with train.py"),
     ],
 )
@@ -156,8 +158,13 @@ def test_patterns_and_lists_name_pictures(
     )
     ones = [f"meme/one/{n}.png" for n in range(4)]
     assert [row["path"] for row in rows_of(tmp_path / "a.csv")] == ones
+    Path("loop").symlink_to(".")
+    Path("meme/one/link.png").symlink_to("0.png")
+    assert classify.find("**/one/*.png") == [Path(name) for name in (*ones, "meme/one/link.png")]
+    Path("loop").unlink()
+    Path("meme/one/link.png").unlink()
     Path("bracket[1].png").write_bytes(encode(noise(50, 50)))  # a name, though it looks like a pattern
-    listed = b"bracket[1].png\nmeme/two\n\nmissing.png\n"
+    listed = b"bracket[1].png\nmeme/two\r\n\nmissing.png\n"
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(listed)))
     assert run(monkeypatch, classify.main, tiny_classifier, "-", "--csv", tmp_path / "b.csv") == 1
     expected = ["bracket[1].png", *(f"meme/two/{n}.png" for n in range(4)), "missing.png"]

@@ -8,6 +8,7 @@ from collections import Counter
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import pytest
 import schemathesis
 from httpx2 import ASGITransport, AsyncClient, Client, Response
@@ -56,7 +57,9 @@ def test_overlays_come_on_request(client: TestClient, classifier: Classifier) ->
     (explanation,) = explain(classifier, [picture])
     picture.thumbnail((800, 800))
     with Image.open(BytesIO(base64.b64decode(row["overlay_png"]))) as heatmap:
-        assert heatmap.tobytes() == overlay(picture, explanation.heat[row["label"]]).tobytes()
+        expected = overlay(picture, explanation.heat[row["label"]])
+        difference = np.abs(np.asarray(heatmap).astype(int) - np.asarray(expected))
+        assert difference.max() <= 3  # another number of threads rounds otherwise
         assert heatmap.info["Checkpoint SHA-256"] == classifier.sha256
 
 
@@ -84,11 +87,14 @@ def test_what_is_wrong_gets_a_status_and_a_sentence(client: TestClient, monkeypa
         (415, client.post("/api/classify")),
         (413, client.post("/api/classify", files=big)),
         (405, client.get("/api/classify")),
+        (405, client.put("/api/classify")),
+        (405, client.post("/api/openapi.json")),
+        (404, client.get("/api/nothing")),
     ):
         assert response.status_code == status, response.text
-        if status != 405:
-            assert set(response.json()) == {"error"}
-            assert response.json()["error"].endswith((".", "pictures")) or ":" in response.json()["error"]
+        assert set(response.json()) == {"error"}
+        assert response.json()["error"].endswith((".", "pictures", "is")) or ":" in response.json()["error"]
+    assert client.get("/api/classify").headers["allow"] == "POST"
 
     def load() -> None:
         raise BadCheckpoint("There is no checkpoint.")

@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,23 @@ def test_rows_come_back_as_they_were_written(kind: str, tmp_path: Path) -> None:
     table.close()
     assert list(READERS[kind](path)) == [*good, more]
     assert [file.name for file in tmp_path.iterdir()] == ["table"]
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_what_has_changed_since_is_answered_again(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Path(name).touch()
+    rows = [row_of(name, Prediction(MEME, 0.9, MEME), SHA) for name in ("a.png", "b.png", "gone.png")]
+    table, _ = open_table(Path("table"), kind, SHA)
+    for row in rows:
+        table.write(row)
+    table.close()
+    later = Path("table").stat().st_mtime_ns + 1_000_000_000
+    os.utime("a.png", ns=(later, later))
+    table, done = open_table(Path("table"), kind, SHA)
+    table.close()
+    assert list(done.values()) == list(READERS[kind](Path("table"))) == rows[1:]
 
 
 @pytest.mark.parametrize("kind", READERS)
