@@ -148,7 +148,7 @@ def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, pla
     if picture.info.get("animated"):
         st.caption("This picture is animated; its first frame was judged.")
     if inside_frame(picture):
-        st.caption("It was judged without the plain margin around it.")
+        st.caption("It was judged without the plain bars at its edge.")
 
     evidence_key, picture_key = f"{place}-evidence", f"{place}-picture"
     sha256 = hashlib.sha256(data).hexdigest()
@@ -209,7 +209,10 @@ def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, pla
     )
 
 
-def show(data: bytes, place: str) -> None:
+def show(data: bytes, place: str, name: str = "") -> None:
+    above = st.empty()  # always there: else the old answer would stay for a moment below the new one
+    if name:
+        above.text(name[-MAX_NAME:])
     try:
         show_answer(data, *answer(data), place)
     except BadImage as error:
@@ -217,8 +220,8 @@ def show(data: bytes, place: str) -> None:
 
 
 @st.dialog("One of the pictures", width="large", on_dismiss="rerun")
-def open_item(key: str, data: bytes) -> None:
-    show(data, "dialog")
+def open_item(key: str, name: str, data: bytes) -> None:
+    show(data, "dialog", name)
     st.segmented_control(
         "Your own verdict, for the table and the sorted pictures",
         list(CLASS_NAMES),
@@ -250,7 +253,8 @@ def look_at_all(uploads: dict[str, UploadedFile]) -> dict[str, Item]:
             items[key] = look(load_classifier(), uploads[key].name, uploads[key].getvalue())
         if len(new) > 1:
             left = (time.monotonic() - started) / number * (len(new) - number)
-            bar.progress(number / len(new), text=f"{number} of {len(new)} pictures, {left:.0f} s left")
+            done = len(uploads) - len(new) + number
+            bar.progress(done / len(uploads), text=f"{done} of {len(uploads)} pictures, {left:.0f} s left")
     if len(new) > 1:
         bar.empty()
     return {key: items[key] for key in uploads}
@@ -266,7 +270,9 @@ def show_gallery(items: dict[str, Item], uploads: dict[str, UploadedFile]) -> No
         order = st.selectbox("Order", list(ORDERS), index=None, placeholder="as uploaded", width=240)
     shown = arranged(items, corrections, load_classifier(), verdict=verdict, order=order)
     pages = max(1, math.ceil(len(shown) / PER_PAGE))
-    number = st.pagination(pages) if pages > 1 else 1
+    number = st.pagination(pages, key=f"page-{verdict}-{order}") if pages > 1 else 1  # each begins with its first
+    if not shown:
+        st.caption("None of the pictures.")
     with st.container(horizontal=True):
         for key in shown[(number - 1) * PER_PAGE : number * PER_PAGE]:
             with st.container(width=184, border=True, gap="xsmall", key=f"item-{key}"):
@@ -299,7 +305,7 @@ def show_item(key: str, item: Item, correction: str | None, upload: UploadedFile
         words = f"{PLAIN_VERDICTS[item.answer.verdict]}, {item.answer.meme_probability:.0%}"
         st.caption(f"{words} · you: {CLASS_NAMES[correction]}" if correction else words)
         if st.button("Open", key=f"open-{key}"):
-            open_item(key, upload.getvalue())
+            open_item(key, item.name, upload.getvalue())
     else:
         st.text(item.name[-MAX_NAME:])
         st.caption(str(item.answer))
@@ -333,7 +339,7 @@ with st.container(key="page"):
     st.caption(
         f"Up to {MAX_PICTURES} pictures and {MAX_TOTAL_MEGABYTES} MB at once; for more, there is the command line: "
         "python classify.py FOLDER --csv FILE. "
-        "One marked with ! did not arrive: it is too large, or the server is full."
+        "One marked with ! did not arrive: it is no picture, too large, or the server is full."
     )
     example = st.pills("Or try one of ours", list(EXAMPLES), key="example")
     within = within_limits([upload.size for upload in uploaded])
@@ -352,7 +358,7 @@ with st.container(key="page"):
     data = EXAMPLES[example].read_bytes() if example else newest.getvalue() if newest else None
     if data is not None:
         with st.container(border=True, key="answer"):
-            show(data, "page")
+            show(data, "page", newest.name if newest and len(uploads) > 1 and not example else "")
     if len(uploads) > 1:
         with st.container(border=True, key="gallery"):
             show_gallery(look_at_all(uploads), uploads)

@@ -64,11 +64,11 @@ def test_who_sends_a_framed_picture_reads_that_its_bars_do_not_count(page: AppTe
     cat = Image.open(ROOT / "examples" / "cat_meme.jpg")
     page.file_uploader[0].upload("cat.png", encode(cat)).run()
     alone, (answer,) = texts(page), headers(page)
-    assert "without the plain margin" not in alone
+    assert "without the plain bars" not in alone
     page.file_uploader[0].upload("screen.png", encode(ImageOps.expand(cat, (0, cat.height // 2), "black"))).run()
     assert not page.exception
     assert headers(page) == [answer]
-    assert texts(page).replace("It was judged without the plain margin around it.\n", "") == alone
+    assert texts(page).replace("It was judged without the plain bars at its edge.\n", "") == alone
 
 
 def test_choices_only_redraw(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,8 @@ def gallery(page: AppTest, uploads: list[tuple[str, bytes]]) -> AppTest:
 
 
 def names(page: AppTest) -> list[str]:
-    return [text.value for text in page.text]
+    """Of the gallery's pictures; the first text is the name above the answer."""
+    return [text.value for text in page.text][1:]
 
 
 def test_several_pictures_become_a_gallery(page: AppTest) -> None:
@@ -197,6 +198,8 @@ def test_the_gallery_shows_page_after_page_in_the_chosen_order(page: AppTest) ->
     pagination: Any = next(iter(page.get("pagination")))
     pagination.set_value(2).run()
     assert sorted(first + names(page)) == sorted(f"{seed}.png" for seed in range(23))
+    page.selectbox[-1].select("most like a meme first").run()
+    assert len(names(page)) == 20  # of the first page again
 
 
 def test_one_picture_is_no_gallery(page: AppTest) -> None:
