@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import cache
 from io import TextIOWrapper
 from itertools import count
 from pathlib import Path
@@ -116,17 +117,18 @@ def find(pattern: str) -> list[Path]:
     if os.path.isdir(pattern):  # noqa: PTH112  (Path.is_dir can raise)
         return find_pictures(Path(pattern))
     if glob.has_magic(pattern) and not os.path.lexists(pattern):
-        matches = unlooped(sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
+        matches = unlooped(glob.glob(pattern, recursive=True))  # noqa: PTH207
         return [found for match in matches for found in find(match)] or [Path(pattern)]
     return [Path(pattern)]
 
 
 def unlooped(matches: list[str]) -> list[str]:
     """Each file once, by the shortest way to its folder: `**` also follows links, round and round."""
+    real = cache(os.path.realpath)  # asks the disk for every part of a path
     places: dict[tuple[str, str], str] = {}
-    for match in sorted(matches, key=len):
+    for match in sorted(matches, key=lambda path: (len(path), path)):
         folder, name = os.path.split(match)
-        places.setdefault((os.path.realpath(folder), name), match)
+        places.setdefault((real(folder), name), match)
     return sorted(places.values())
 
 

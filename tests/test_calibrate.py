@@ -21,7 +21,7 @@ def test_temperature_and_shift_undo_overconfidence_and_bias() -> None:
     np.testing.assert_allclose(fit_temperature_and_shift(3 * (margin + 0.7), is_meme), (3, -2.1), atol=0.2)
     sure = np.array([-5.0, -4, 4, 5])
     temperature, shift = fit_temperature_and_shift(sure, sure > 0)
-    assert shift == pytest.approx(0, abs=0.1)
+    assert shift == pytest.approx(0, abs=1e-9)
     assert 1 / (1 + math.exp(-5 / temperature)) == pytest.approx(0.75, abs=0.03)  # two of two: (2 + 1) / (2 + 2)
 
 
