@@ -51,7 +51,9 @@ def compiled(network: nn.Module, input_size: int, at_once: int = 1) -> nn.Module
     example = torch.zeros(2, 3, input_size, input_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch calls OpenVINO's way in old
-        converted = openvino.convert_model(network.eval(), input=[-1, *example.shape[1:]], example_input=example)
+        # OpenVINO would trace it, too, but then checks the trace, which takes seconds.
+        traced = torch.jit.trace(network.eval(), example, check_trace=False)
+        converted = openvino.convert_model(traced, input=[([-1, *example.shape[1:]], openvino.Type.f32)])
     core = openvino.Core()
     able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     settings = {"NUM_STREAMS": at_once, "INFERENCE_PRECISION_HINT": "bf16" if able else "f32"}
