@@ -29,6 +29,7 @@ STRIP = 256  # rows painted at once; for all at once, the steps between would ta
 LEGEND_SIZE = (512, 24)  # pixels
 OCCLUSION_CELLS = 8  # along each side
 OCCLUSION_WINDOW = 2  # cells along each side of the hidden square
+OPACITY = 0.6  # of the colours over a picture
 HIDDEN_SHARE = 0.2  # of the picture's area, for the check of a heatmap
 
 
@@ -326,7 +327,7 @@ def stretch(
 
 
 def overlay(
-    picture: Image.Image, heat: NDArray[np.float32], opacity: float = 0.5, colour_map: str = "jet"
+    picture: Image.Image, heat: NDArray[np.float32], opacity: float = OPACITY, colour_map: str = "jet"
 ) -> Image.Image:
     """Lay heat over the picture it was computed from.
 
