@@ -13,6 +13,7 @@ import streamlit as st
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from gallery import (
@@ -29,7 +30,7 @@ from gallery import (
     table,
     within_limits,
 )
-from gradcam import GRAD_CAM, METHODS, OCCLUSION, Check, Explanation, check, explain, legend, overlay, to_png
+from gradcam import GRAD_CAM, METHODS, OCCLUSION, OPACITY, Check, Explanation, check, explain, legend, overlay, to_png
 from images import FORMAT_NAMES, MAX_MEGABYTES, SUFFIXES, BadImage, inside_frame, open_picture
 from model import MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
 from visits import forget_when_left, free_cores
@@ -44,9 +45,11 @@ COLOURS = {
     "jet": "No colour: no evidence · blue and green: weak · yellow and orange: moderate · red: strong.",
     "viridis": "No colour: no evidence · purple to teal: weak · green: moderate · yellow: strong.",
 }
+ABOUT_FILES = f"{FORMAT_NAMES}, up to {MAX_MEGABYTES} MB each."
 EVIDENCE = {MEME: "for a meme", NOT_MEME: "against a meme"}
 PLAIN_VERDICTS = {MEME: "Meme", NOT_MEME: "Not a meme", NOT_SURE: "Not sure"}
 COUNTED = PLAIN_VERDICTS | {None: "Cannot be read"}
+ALL = "All"
 PER_PAGE = 20  # small pictures; each is held by the server until the visitor leaves
 CLASS_NAMES = {MEME: "meme", NOT_MEME: "not a meme"}
 ABOUT_METHODS = """
@@ -54,7 +57,10 @@ ABOUT_METHODS = """
 places more evenly. **HiResCAM**, **LayerCAM**: smaller cells, from earlier in the network, so less of the whole
 reasoning. **Occlusion**: hides one square after another and sees what becomes of the probability; takes longer.
 """
-ABOUT_TEST = "Hide what it marks and see what becomes of the answer."
+ABOUT_TEST = (
+    "Hides the strongest part of the heatmap and asks the network again. Where the heatmap is right, the probability "
+    "falls; without the weakest part it stays about the same."
+)
 
 
 @st.cache_resource(show_spinner="Loading the network …")
@@ -164,12 +170,29 @@ def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, pla
         chosen = st.segmented_control(
             "Show the evidence", list(EVIDENCE), format_func=EVIDENCE.__getitem__, required=True, key=evidence_key
         )
-        method = st.selectbox("Method", [*METHODS, OCCLUSION], help=ABOUT_METHODS, width=180, key=f"{place}-method")
+        # The next picture in the dialog is to look the same.
+        method = st.selectbox(
+            "Method", [*METHODS, OCCLUSION], help=ABOUT_METHODS, width=180, key=f"{place}-method", persist_state="page"
+        )
         colour_map = st.segmented_control(
-            "Colours", list(COLOURS), format_func=str.capitalize, default="jet", required=True, key=f"{place}-colours"
+            "Colours",
+            list(COLOURS),
+            format_func=str.capitalize,
+            default="jet",
+            required=True,
+            key=f"{place}-colours",
+            persist_state="page",
         )
         opacity = st.slider(
-            "Opacity of the heatmap", 0, 100, 60, step=5, format="%d %%", width=220, key=f"{place}-opacity"
+            "Opacity of the heatmap",
+            0,
+            100,
+            round(100 * OPACITY),
+            step=5,
+            format="%d %%",
+            width=220,
+            key=f"{place}-opacity",
+            persist_state="page",
         )
         test = st.toggle("Test the heatmap", help=ABOUT_TEST, key=f"{place}-test")
         download = st.container(width="content")
@@ -240,14 +263,30 @@ def correct(key: str) -> None:
         corrections[key] = chosen
 
 
-def look_at_all(uploads: dict[str, UploadedFile]) -> dict[str, Item]:
-    """Answer the uploads that have no answer yet; a rerun in between goes on where it stopped."""
+def as_they_came(uploaded: list[UploadedFile]) -> dict[str, UploadedFile]:
+    """The uploads by their keys, the newest last. A new one takes the place of an example."""
+    by_key = {upload.file_id: upload for upload in uploaded}
+    earlier = [key for key in st.session_state.get("came", []) if key in by_key]
+    new = [key for key in by_key if key not in earlier]
+    if new:
+        st.session_state["example"] = None
+    st.session_state["came"] = earlier + new
+    return {key: by_key[key] for key in earlier + new}
+
+
+def look_at_all(uploads: dict[str, UploadedFile], place: DeltaGenerator) -> dict[str, Item]:
+    """Answer the uploads that have no answer yet; a rerun in between goes on where it stopped.
+
+    Args:
+        uploads: all of them, by key.
+        place: where to say how far this is.
+    """
     items: dict[str, Item] = st.session_state.setdefault("items", {})
     for key in items.keys() - uploads.keys():
         del items[key]
     new = [key for key in uploads if key not in items]
     if len(new) > 1:
-        bar, started = st.progress(0.0, text="Looking at the pictures …"), time.monotonic()
+        bar, started = place.progress(0.0, text="Looking at the pictures …"), time.monotonic()
     for number, key in enumerate(new, 1):
         with a_core():
             items[key] = look(load_classifier(), uploads[key].name, uploads[key].getvalue())
@@ -266,11 +305,12 @@ def show_gallery(items: dict[str, Item], uploads: dict[str, UploadedFile]) -> No
     st.subheader("All pictures", anchor=False)
     st.write(" · ".join(f"{words}: {verdicts.count(verdict)}" for verdict, words in COUNTED.items()))
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        verdict = st.segmented_control("Show", list(PLAIN_VERDICTS), format_func=PLAIN_VERDICTS.__getitem__)
+        chosen = st.pills("Show", [ALL, *COUNTED.values()], default=ALL, required=True, wrap=True)
         order = st.selectbox("Order", list(ORDERS), index=None, placeholder="as uploaded", width=240)
-    shown = arranged(items, corrections, load_classifier(), verdict=verdict, order=order)
+    wanted = [verdict for verdict, words in COUNTED.items() if chosen in (ALL, words)]
+    shown = arranged(items, corrections, load_classifier(), wanted, order)
     pages = max(1, math.ceil(len(shown) / PER_PAGE))
-    number = st.pagination(pages, key=f"page-{verdict}-{order}") if pages > 1 else 1  # each begins with its first
+    number = st.pagination(pages, key=f"page-{chosen}-{order}") if pages > 1 else 1  # each begins with its first
     if not shown:
         st.caption("None of the pictures.")
     with st.container(horizontal=True):
@@ -315,10 +355,6 @@ def contents(uploads: dict[str, UploadedFile]) -> Iterator[tuple[str, bytes]]:
     return ((key, upload.getvalue()) for key, upload in uploads.items())
 
 
-def forget_example() -> None:
-    st.session_state["example"] = None
-
-
 forget_when_left()
 st.set_page_config(page_title="Meme Classifier", page_icon=page_icon(), layout="wide")
 st.html(background_css())
@@ -327,25 +363,32 @@ st.html(HERE / "style.css")
 with st.container(key="page"):
     st.title("Meme or not a meme?", anchor=False)
     st.write("Give pictures, read the answers, and see on a heatmap where in the picture each comes from.")
-    source = st.segmented_control("What to look at", ["Pictures", "A whole folder"], default="Pictures", required=True)
-    uploaded = st.file_uploader(
-        "Drop pictures here, browse for them, or paste one" if source == "Pictures" else "Drop or choose a folder",
+    one_by_one, whole = st.tabs(["Pictures", "A whole folder"])
+    pictures = one_by_one.file_uploader(
+        "Drop pictures here, browse for them, or paste one",
         type=list(SUFFIXES),
-        accept_multiple_files=True if source == "Pictures" else "directory",
+        accept_multiple_files=True,
         max_upload_size=MAX_MEGABYTES,
-        on_change=forget_example,
-        help=f"{FORMAT_NAMES}, up to {MAX_MEGABYTES} MB each. To paste: Tab key to the upload area, then Ctrl+V.",
+        help=ABOUT_FILES + " To paste: Tab key to the upload area, then Ctrl+V.",
+    )
+    folder = whole.file_uploader(
+        "Drop or choose a folder",
+        type=list(SUFFIXES),
+        accept_multiple_files="directory",
+        max_upload_size=MAX_MEGABYTES,
+        help=ABOUT_FILES,
     )
     st.caption(
         f"Up to {MAX_PICTURES} pictures and {MAX_TOTAL_MEGABYTES} MB at once; for more, there is the command line: "
         "python classify.py FOLDER --csv FILE. "
         "One marked with ! did not arrive: it is no picture, too large, or the server is full."
     )
+    came = as_they_came([*pictures, *sorted(folder, key=lambda upload: upload.name)])
     example = st.pills("Or try one of ours", list(EXAMPLES), key="example")
-    within = within_limits([upload.size for upload in uploaded])
-    uploads = {upload.file_id: upload for upload in uploaded[:within]}
-    if within < len(uploaded):
-        st.warning(f"Only the first {within} of these {len(uploaded)} pictures are looked at; that is the limit.")
+    within = within_limits([upload.size for upload in came.values()])
+    uploads = dict(list(came.items())[:within])
+    if within < len(came):
+        st.warning(f"Only the first {within} of these {len(came)} pictures are looked at; that is the limit.")
 
     st.session_state.setdefault("corrections", {})
     if example or uploads:
@@ -356,9 +399,10 @@ with st.container(key="page"):
             st.stop()
     newest = next(reversed(uploads.values()), None)
     data = EXAMPLES[example].read_bytes() if example else newest.getvalue() if newest else None
+    progress = st.empty()
     if data is not None:
         with st.container(border=True, key="answer"):
             show(data, "page", newest.name if newest and len(uploads) > 1 and not example else "")
     if len(uploads) > 1:
         with st.container(border=True, key="gallery"):
-            show_gallery(look_at_all(uploads), uploads)
+            show_gallery(look_at_all(uploads, progress), uploads)

@@ -109,7 +109,7 @@ class Visitor:
                 element = received.delta.new_element
                 name = element.WhichOneof("type")
                 if name == "file_uploader":
-                    self.uploader = element.file_uploader.id
+                    self.uploader = self.uploader or element.file_uploader.id
                 elif name == "heading" and element.heading.tag == "h2":
                     verdict = element.heading.body
                 elif name == "progress" and element.progress.text.startswith("Probability"):

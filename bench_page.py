@@ -95,7 +95,7 @@ def upload(page: Page, file: Path, data: bytes) -> float:
         remove.click()
         page.locator(HEATMAP).wait_for(state="detached", timeout=TIMEOUT)
     started = time.monotonic()
-    page.locator("input[type=file]").set_input_files(file)
+    page.locator("input[type=file]").first.set_input_files(file)
     page.wait_for_function(
         """selector => {
             const image = document.querySelector(selector);
@@ -122,7 +122,7 @@ def measure(count: int) -> None:
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
         started = time.monotonic()
         page.goto(address)
-        page.locator("input[type=file]").wait_for(state="attached", timeout=TIMEOUT)
+        page.locator("input[type=file]").first.wait_for(state="attached", timeout=TIMEOUT)
         first_page = time.monotonic() - started
         upload(page, files[0], photos[0])
         first_answer = time.monotonic() - started

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO
@@ -79,8 +79,7 @@ def arranged(
     items: dict[str, Item],
     corrections: dict[str, str],
     classifier: Classifier,
-    *,
-    verdict: str | None,
+    verdicts: Collection[str | None],
     order: str | None,
 ) -> list[str]:
     """The keys of the items to show.
@@ -89,7 +88,7 @@ def arranged(
         items: all of them, in the order of their upload.
         corrections: the visitor's own verdicts, by key.
         classifier: whose answers they have.
-        verdict: show only these; None shows all, and files that cannot be read as well.
+        verdicts: show only what counts as one of these; None is what cannot be read.
         order: one of `ORDERS`, or None for the order of the upload. What cannot be read comes last.
     """
 
@@ -97,7 +96,7 @@ def arranged(
         answer = items[key].answer
         return ORDERS[order](answer, classifier) if order and isinstance(answer, Prediction) else float("inf")
 
-    chosen = [key for key, stands in standing(items, corrections).items() if verdict in (None, stands)]
+    chosen = [key for key, stands in standing(items, corrections).items() if stands in verdicts]
     return sorted(chosen, key=place) if order else chosen
 
 

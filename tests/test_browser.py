@@ -90,7 +90,7 @@ def settled(page: Page) -> None:
 @pytest.mark.usefixtures("height", "width")
 def test_a_visitor_reads_the_answers(page: Page) -> None:
     meme, plain = encode(captioned(mountains(), "ONE DOES NOT SIMPLY", "TAKE A DAY OFF")), encode(mountains())
-    upload = page.locator("input[type=file]")
+    upload = page.locator("input[type=file]").first
 
     upload.set_input_files(file("meme.png", meme))
     expect_answer(page, "Meme")
@@ -155,7 +155,7 @@ def test_a_visitor_sorts_several_pictures(page: Page) -> None:
     meme, plain = encode(captioned(mountains(), "ONE DOES NOT SIMPLY", "TAKE A DAY OFF")), encode(mountains())
     name = "**bold** <img src=x onerror=alert(1)>.png"
     files = [file("meme.png", meme), file(name, plain), file("broken.png", plain[:5000])]
-    page.locator("input[type=file]").set_input_files(files)
+    page.locator("input[type=file]").first.set_input_files(files)
     gallery = page.locator(".st-key-gallery")
     expect(gallery.get_by_text("Meme: 1 · Not a meme: 1 · Not sure: 0 · Cannot be read: 1")).to_be_visible()
     expect(gallery.get_by_text(name, exact=True)).to_be_visible()
@@ -166,10 +166,18 @@ def test_a_visitor_sorts_several_pictures(page: Page) -> None:
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("heading", name="Not a meme")).to_be_visible()
     expect(dialog.locator("img[alt*='heatmap']")).to_be_visible()
+    dialog.get_by_text("Viridis", exact=True).click()
+    expect(dialog.get_by_text("yellow: strong")).to_be_visible()
     dialog.get_by_text("meme", exact=True).last.click()
     dialog.get_by_role("button", name="Close").click()
     expect(dialog).to_have_count(0)
     expect(gallery.get_by_text("you: meme")).to_be_visible()
+    settled(page)
+    gallery.locator("[class*='st-key-open-'] button").first.click()
+    expect(dialog.get_by_role("heading", name="Meme")).to_be_visible()
+    expect(dialog.get_by_text("yellow: strong")).to_be_visible()  # the same colours as chosen before
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_have_count(0)
     settled(page)
 
     with page.expect_download() as download:
@@ -188,7 +196,7 @@ def test_a_visitor_sorts_several_pictures(page: Page) -> None:
 
 def paste(page: Page, data: bytes) -> None:
     """Paste a picture as Ctrl+V does; Streamlit's upload area takes it when it has the focus."""
-    area = page.get_by_test_id("stFileUploaderDropzone")
+    area = page.get_by_test_id("stFileUploaderDropzone").first
     area.focus()
     area.evaluate(
         """(area, data) => {
@@ -284,7 +292,7 @@ def test_the_page_works_under_the_proxys_policy(browser: Browser, address: str) 
 
     page.route(lambda url: url.rstrip("/") == address, with_policy)
     page.goto(address)
-    page.locator("input[type=file]").set_input_files(file("mountains.png", encode(mountains())))
+    page.locator("input[type=file]").first.set_input_files(file("mountains.png", encode(mountains())))
     expect_answer(page, "Not a meme")
     blocked = page.evaluate("fetch('https://example.org').then(() => 'reached', () => 'blocked')")
     assert blocked == "blocked"

@@ -30,6 +30,7 @@ def item(name: str, probability: float, verdict: str) -> Item:
     return Item(name, Prediction(MEME if probability >= 0.5 else NOT_MEME, probability, verdict), b"")
 
 
+ALL = [MEME, NOT_MEME, NOT_SURE, None]
 ITEMS = {
     "a": item("a", 0.9, MEME),
     "b": item("b", 0.1, NOT_MEME),
@@ -50,28 +51,30 @@ def test_looking_gives_the_answer_and_a_small_picture(tiny_classifier: Classifie
 
 
 @pytest.mark.parametrize(
-    ("verdict", "order", "expected"),
+    ("verdicts", "order", "expected"),
     [
-        (None, None, "abcde"),
-        (MEME, None, "ae"),
-        (NOT_SURE, None, "d"),
-        (None, "most like a meme first", "eadbc"),
-        (None, "least like a meme first", "bdaec"),
-        (None, "most doubtful first", "dabec"),
-        (MEME, "most like a meme first", "ea"),
+        (ALL, None, "abcde"),
+        ([MEME], None, "ae"),
+        ([NOT_SURE], None, "d"),
+        ([None], None, "c"),
+        ([NOT_MEME, NOT_SURE], None, "bd"),
+        (ALL, "most like a meme first", "eadbc"),
+        (ALL, "least like a meme first", "bdaec"),
+        (ALL, "most doubtful first", "dabec"),
+        ([MEME], "most like a meme first", "ea"),
     ],
 )
 def test_the_gallery_is_filtered_and_sorted(
-    verdict: str | None, order: str | None, expected: str, tiny_classifier: Classifier
+    verdicts: list[str | None], order: str | None, expected: str, tiny_classifier: Classifier
 ) -> None:
-    assert "".join(arranged(ITEMS, {}, tiny_classifier, verdict=verdict, order=order)) == expected
+    assert "".join(arranged(ITEMS, {}, tiny_classifier, verdicts, order)) == expected
     assert order is None or order in ORDERS
 
 
 def test_a_corrected_picture_counts_as_what_the_visitor_says(tiny_classifier: Classifier) -> None:
     corrections = {"b": MEME, "d": NOT_MEME, "c": MEME}
     assert standing(ITEMS, corrections) == {"a": MEME, "b": MEME, "c": None, "d": NOT_MEME, "e": MEME}
-    assert arranged(ITEMS, corrections, tiny_classifier, verdict=MEME, order=None) == ["a", "b", "e"]
+    assert arranged(ITEMS, corrections, tiny_classifier, [MEME], None) == ["a", "b", "e"]
 
 
 def test_limits_are_by_number_and_by_size() -> None:
