@@ -219,16 +219,14 @@ def describe(_request: Request) -> Response:
 
 def refuse(request: Request) -> Response:
     """Whatever else is asked below /api, which else the page would answer."""
-    allowed = {"classify": "POST", "openapi.json": "GET"}.get(request.path_params["rest"])
-    if allowed:
+    if answered := ANSWERED.get(f"/api/{request.path_params['rest']}"):
+        _, allowed = answered
         return JSONResponse({"error": f"Only {allowed} is answered here."}, 405, {"Allow": allowed})
     return JSONResponse({"error": "There is nothing here; /api/openapi.json says what there is."}, 404)
 
 
+ANSWERED = {"/api/classify": (classify, "POST"), "/api/openapi.json": (describe, "GET")}
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
-routes = (
-    Route("/api/classify", classify, methods=["POST"]),
-    Route("/api/openapi.json", describe),
-    Route("/api/{rest:path}", refuse, methods=METHODS),
-)
-app = st.App("app.py", routes=list(routes), middleware=[Middleware(Capacity)])
+routes = [Route(path, answered, methods=[method]) for path, (answered, method) in ANSWERED.items()]
+routes.append(Route("/api/{rest:path}", refuse, methods=METHODS))
+app = st.App("app.py", routes=routes, middleware=[Middleware(Capacity)])
