@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import cache
 from io import TextIOWrapper
 from itertools import count
@@ -195,19 +196,21 @@ def cannot_be_saved(error: OSError) -> str:
 
 def classify_into(
     classifier: Classifier, paths: list[Path], copies: Path | None, overlays: Path | None
-) -> Iterator[tuple[Path, Prediction | BadImage]]:
+) -> Iterator[tuple[Path, Prediction | BadImage, str | None]]:
     """Like `classify`; besides, copy the pictures and save their heatmaps if there are folders for them.
 
-    Each answer comes when its files are complete; a picture whose files cannot be saved comes with the reason.
+    Each answer comes when its files are complete, with the reason if they cannot be saved.
     """
     if not copies and not overlays:
-        yield from classify(classifier, paths)
+        yield from ((path, answer, None) for path, answer in classify(classifier, paths))
         return
 
-    def save(answered: tuple[Path, Prediction | Explanation | BadImage]) -> tuple[Path, Prediction | BadImage]:
+    def save(
+        answered: tuple[Path, Prediction | Explanation | BadImage],
+    ) -> tuple[Path, Prediction | BadImage, str | None]:
         path, answer = answered
         if isinstance(answer, BadImage):
-            return path, answer
+            return path, answer, None
         prediction = answer.prediction if isinstance(answer, Explanation) else answer
         try:
             if copies:
@@ -215,10 +218,10 @@ def classify_into(
             if overlays and isinstance(answer, Explanation):
                 save_overlay(classifier, overlays, path, answer)
         except BadImage as error:  # the file has changed meanwhile
-            return path, error
+            return path, error, None
         except OSError as error:
-            return path, BadImage(cannot_be_saved(error))
-        return path, prediction
+            return path, prediction, cannot_be_saved(error)
+        return path, prediction, None
 
     def answer(inputs: Tensor) -> Sequence[Prediction | Explanation]:
         return explain_inputs(classifier, inputs) if overlays else classifier.answer(inputs)
@@ -301,7 +304,7 @@ def main() -> int:
 
 
 def pictures_for(arguments: argparse.Namespace, tables: list[Path]) -> list[Path]:
-    """The pictures that the command line means, less what an earlier run has copied and painted."""
+    """The pictures that the command line means, less those where an earlier run has put copies and heatmaps."""
     copies = [os.path.realpath(arguments.copy_to / verdict) + os.sep for verdict in VERDICTS if arguments.copy_to]
     overlays = [os.path.realpath(arguments.overlays) + os.sep] if arguments.overlays else []
     tables_at = {os.path.realpath(file): file for file in tables}
@@ -315,7 +318,7 @@ def pictures_for(arguments: argparse.Namespace, tables: list[Path]) -> list[Path
         else:
             paths.append(path)
     if earlier:
-        print(f"{earlier} copies and heatmaps of an earlier run are left out", file=sys.stderr)
+        print(f"{earlier} pictures in the folders for copies and heatmaps are left out", file=sys.stderr)
     return paths
 
 
@@ -334,21 +337,22 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     tables = open_tables(files, classifier.sha256, stack)
     done = {path: row for path, row in tables[0][1].items() if all(path in rows for _, rows in tables)}
     if arguments.overlays:
-        done = {path: row for path, row in done.items() if overlay_of(arguments.overlays, Path(path)).exists()}
+        done = {path: row for path, row in done.items() if os.path.exists(overlay_of(arguments.overlays, Path(path)))}  # noqa: PTH110  (Path.exists can raise)
     todo = [path for path in paths if str(path) not in done]
     if len(todo) < len(paths):
         print(f"{len(paths) - len(todo)} of {len(paths)} pictures were answered before", file=sys.stderr)
     lost = copy_again(arguments.copy_to, paths, done) if arguments.copy_to else 0
     failed = 0
     answers = classify_into(classifier, todo, arguments.copy_to, arguments.overlays)
-    for path, answer in tqdm(answers, total=len(todo), unit="picture"):
+    for path, answer, unsaved in tqdm(answers, total=len(todo), unit="picture"):
         row = row_of(str(path), answer, classifier.sha256)
+        row = replace(row, error=row.error or unsaved)
         for table, rows in tables:
             if row.path not in rows:
                 table.write(row)
-        if isinstance(answer, BadImage):
+        if row.error:
             failed += 1
-            tqdm.write(f"{path}: {answer}", file=sys.stderr)
+            tqdm.write(f"{path}: {row.error}", file=sys.stderr)
     return summary(len(todo) - failed, failed + lost)
 
 

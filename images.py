@@ -1,5 +1,6 @@
 """Opening pictures that strangers send: the one way in for page, command line, training and evaluation."""
 
+import math
 import os
 import warnings
 from contextlib import suppress
@@ -27,6 +28,7 @@ MAX_JPEG_SCANS = 100  # cameras write 1, progressive files about 10; each costs 
 JPEG_DRAFT_SIDE = 1000  # pixels of the longest side; a quarter of a 12-megapixel photo's
 JPEG_DRAFT_SHORT_SIDE = 320  # pixels; twice the network's input
 SHOWN_SIDE = 1460  # pixels; Streamlit encodes anything wider a second time
+SHORT_SIDE = 160  # pixels that the other side keeps; the network's input
 WHOLE_SIDE = 4700  # pixels; a 16-megapixel photo's
 ORIENTATION = 0x0112  # EXIF 2.32
 START_OF_SCAN = (0xFF, 0xDA)  # ITU T.81, table B.1; never inside a scan's own data
@@ -53,7 +55,8 @@ def open_picture(source: bytes | str | os.PathLike[str], *, whole: bool = False)
     """Turn untrusted bytes, or the file at a path, into an upright RGB picture.
 
     The first frame stands for an animation (then `info["animated"]` is true), transparency
-    is laid over white, and the longest side is at most `SHOWN_SIDE` pixels.
+    is laid over white, and the longest side is at most `SHOWN_SIDE` pixels, or the
+    other `SHORT_SIDE`.
 
     Args:
         source: the encoded picture, or where it lies.
@@ -214,6 +217,7 @@ def _decode(image: Image.Image, whole: bool) -> Image.Image:
     wanted = [max(JPEG_DRAFT_SHORT_SIDE, draft_side * side // longest) for side in image.size]
     image.draft("RGB", (wanted[0], wanted[1]))  # no smaller than that; does nothing to other formats
     image.load()
+    most = max(most, math.ceil(max(image.size) * SHORT_SIDE / min(image.size)))  # else a long strip would become a thread
     picture = _to_rgb(image, most)
     picture.thumbnail((most, most))
     with suppress(Exception):  # broken metadata is no reason to refuse good pixels

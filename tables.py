@@ -35,7 +35,7 @@ class Row:
         label: as in `Prediction`; None for a file that could not be read, and so for the next two.
         meme_probability: likewise.
         verdict: likewise.
-        error: a sentence, or None.
+        error: why the file cannot be read or its copy not be saved, in a sentence, or None.
         checkpoint: the first digits of the SHA-256 of the checkpoint that answered.
     """
 

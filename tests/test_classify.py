@@ -260,7 +260,7 @@ def test_copies_and_overlays_may_go_where_the_pictures_are(
         assert [row["path"] for row in rows_of(Path(name))] == [
             f"mine/{o}/{n}.png" for o in ("one", "two") for n in range(4)
         ]
-    assert "copies and heatmaps of an earlier run are left out" in capsys.readouterr().err
+    assert "pictures in the folders for copies and heatmaps are left out" in capsys.readouterr().err
     assert len(list(Path("mine/one").glob("*.png.png"))) == 4
 
 
@@ -342,6 +342,8 @@ def test_a_picture_that_cannot_be_saved_stops_nothing(
     bad = [row for row in rows_of(tmp_path / "a.csv") if row["error"]]
     assert [row["path"] for row in bad] == [str(long)]
     assert bad[0]["error"] == "Its copy or heatmap cannot be saved: File name too long."
+    assert (bad[0]["label"], bad[0]["verdict"]) != ("", "")  # the answer is there all the same
+    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 1  # and it is tried again, alone
     assert len(list((tmp_path / "heat").rglob("*.png"))) == 16
     assert not list((tmp_path / "heat").rglob("*.partial"))
 

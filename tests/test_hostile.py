@@ -18,7 +18,7 @@ from pictures import encode, noise
 from bench_load import Shown, Visitor
 from bench_page import running_server
 from gallery import look
-from images import SHOWN_SIDE, WHOLE_SIDE, BadImage, open_picture
+from images import SHORT_SIDE, SHOWN_SIDE, WHOLE_SIDE, BadImage, open_picture
 from model import Classifier, Prediction
 
 SECONDS = 2
@@ -44,10 +44,11 @@ def outcome(content: bytes) -> str:
     except BadImage as error:
         return str(error)
     assert picture.mode == "RGB"
-    assert max(picture.size) <= SHOWN_SIDE
+    assert max(picture.size) <= SHOWN_SIDE or min(picture.size) <= SHORT_SIDE
     picture.tobytes()
     del picture
-    assert max(open_picture(content, whole=True).size) <= WHOLE_SIDE
+    whole = open_picture(content, whole=True).size
+    assert max(whole) <= WHOLE_SIDE or min(whole) <= SHORT_SIDE
     return ""
 
 
