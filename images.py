@@ -217,7 +217,7 @@ def _decode(image: Image.Image, whole: bool) -> Image.Image:
     wanted = [max(JPEG_DRAFT_SHORT_SIDE, draft_side * side // longest) for side in image.size]
     image.draft("RGB", (wanted[0], wanted[1]))  # no smaller than that; does nothing to other formats
     image.load()
-    most = max(most, math.ceil(max(image.size) * SHORT_SIDE / min(image.size)))  # else a long strip would become a thread
+    most = max(most, math.ceil(max(image.size) * SHORT_SIDE / min(image.size)))  # a strip must not become a thread
     picture = _to_rgb(image, most)
     picture.thumbnail((most, most))
     with suppress(Exception):  # broken metadata is no reason to refuse good pixels
