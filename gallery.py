@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePosixPath
-from zipfile import ZIP_STORED, ZipFile
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from gradcam import answer_png, explain
 from images import BadImage, open_picture
@@ -119,7 +119,7 @@ def sorted_pictures(uploads: Iterable[tuple[str, bytes]], items: dict[str, Item]
     with ZipFile(buffer, "w", ZIP_STORED) as archive:  # pictures are compressed already
         for number, (key, data) in enumerate(uploads, 1):
             if folder := folders[key]:
-                archive.writestr(f"{folder}/{number:04}_{safe_name(items[key].name)}", data)
+                _add(archive, f"{folder}/{number:04}_{safe_name(items[key].name)}", data)
     return buffer.getvalue()
 
 
@@ -146,8 +146,15 @@ def overlays(
                     (explanation,) = explain(classifier, [picture])
                     picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
                     content = answer_png(classifier, picture, explanation)
-                archive.writestr(f"{number:04}_{safe_name(items[key].name)}.png", content)
+                _add(archive, f"{number:04}_{safe_name(items[key].name)}.png", content)
     return buffer.getvalue()
+
+
+def _add(archive: ZipFile, name: str, content: bytes) -> None:
+    """Without the time, by which Streamlit would keep a second download of the same as another file."""
+    member = ZipInfo(name)
+    member.external_attr = 0o644 << 16  # without it, nobody might read the unpacked file
+    archive.writestr(member, content)
 
 
 def safe_name(name: str) -> str:

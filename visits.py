@@ -26,6 +26,7 @@ MAX_HELD_BY_VISIT = 2 * MAX_BODY  # so that who chooses too many pictures still 
 MAX_HELD = 1_000_000_000  # by all visits and requests; the page holds each upload twice
 UPLOADS = "/_stcore/upload_file/"  # then the visit and the file
 RETRY_AFTER = "5"  # seconds
+TO_FETCH = 10  # seconds for a download that has been made
 M_ARENA_MAX = -8  # glibc's malloc.h
 
 # All are process-wide and set once. An upload of more than 1 MB would go to a temporary file; ours stay in memory.
@@ -60,9 +61,20 @@ def _has_left(visit: str) -> None:
 def _forget(visit: str) -> None:
     if exists() and not get_instance().is_active_session(visit):
         get_instance().close_session(visit)
-        gc.collect()  # a visit's parts refer to each other
-        with suppress(OSError, AttributeError):  # of glibc, which keeps what is freed
-            ctypes.CDLL(None).malloc_trim(0)
+        _trim()
+        # That only marked what was made for downloads, and somebody else may be about to fetch such a file.
+        asyncio.get_running_loop().call_later(TO_FETCH, _forget_downloads)
+
+
+def _forget_downloads() -> None:
+    get_instance().media_file_mgr.remove_orphaned_files()
+    _trim()
+
+
+def _trim() -> None:
+    gc.collect()  # a visit's parts refer to each other
+    with suppress(OSError, AttributeError):  # of glibc, which keeps what is freed
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @st.cache_resource(scope="session", on_release=_has_left, show_spinner=False)

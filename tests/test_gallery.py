@@ -103,6 +103,16 @@ def test_pictures_are_sorted_into_folders_and_corrections_win() -> None:
     }
 
 
+def test_the_same_pictures_make_the_same_zip_that_can_be_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made() -> bytes:
+        return sorted_pictures(((key, key.encode()) for key in ITEMS), ITEMS, {})
+
+    before = made()
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    assert made() == before
+    assert {member.external_attr >> 16 for member in ZipFile(BytesIO(before)).infolist()} == {0o644}
+
+
 def test_overlays_are_of_each_pictures_own_answer(tiny_classifier: Classifier) -> None:
     uploads = {"a": encode(noise(80, 60)), "b": b"", "c": encode(noise(50, 90, 1))}
     items = {key: look(tiny_classifier, f"{key}.png", data) for key, data in uploads.items()}
