@@ -242,8 +242,13 @@ def show(data: bytes, place: str, name: str = "") -> None:
         st.error(str(error), icon=":material/broken_image:")
 
 
-@st.dialog("One of the pictures", width="large", on_dismiss="rerun")
-def open_item(key: str, name: str, data: bytes) -> None:
+def open_item(key: str | None) -> None:
+    """Have a picture of the gallery open from now on, or none; an upload that arrives does not close it."""
+    st.session_state["opened"] = key
+
+
+def show_opened(key: str, name: str, data: bytes) -> None:
+    """In a dialog."""
     show(data, "dialog", name)
     st.segmented_control(
         "Your own verdict, for the table and the sorted pictures",
@@ -310,13 +315,16 @@ def show_gallery(items: dict[str, Item], uploads: dict[str, UploadedFile]) -> No
     wanted = [verdict for verdict, words in COUNTED.items() if chosen in (ALL, words)]
     shown = arranged(items, corrections, load_classifier(), wanted, order)
     pages = max(1, math.ceil(len(shown) / PER_PAGE))
-    number = st.pagination(pages, key=f"page-{chosen}-{order}") if pages > 1 else 1  # each begins with its first
+    page_key = f"page-{chosen}-{order}"  # each begins with its first
+    st.session_state[page_key] = min(st.session_state.get(page_key, 1), pages)  # a correction can empty the last one
+    page = st.pagination(pages, key=page_key) if pages > 1 else 1
+    numbers = {key: number for number, key in enumerate(items, 1)}  # as in the ZIPs
     if not shown:
         st.caption("None of the pictures.")
     with st.container(horizontal=True):
-        for key in shown[(number - 1) * PER_PAGE : number * PER_PAGE]:
+        for key in shown[(page - 1) * PER_PAGE : page * PER_PAGE]:
             with st.container(width=184, border=True, gap="xsmall", key=f"item-{key}"):
-                show_item(key, items[key], corrections.get(key), uploads[key])
+                show_item(numbers[key], key, items[key], corrections.get(key))
 
     with st.container(horizontal=True):
         for label, name, mime, make in (
@@ -336,16 +344,20 @@ def show_gallery(items: dict[str, Item], uploads: dict[str, UploadedFile]) -> No
         ):
             st.download_button(label, make, file_name=name, mime=mime, on_click="ignore", icon=":material/download:")
 
+    if (opened := st.session_state.get("opened")) in items:
+        in_dialog = st.dialog(f"Picture {numbers[opened]}", width="large", on_dismiss=lambda: open_item(None))
+        in_dialog(show_opened)(opened, items[opened].name, uploads[opened].getvalue())
 
-def show_item(key: str, item: Item, correction: str | None, upload: UploadedFile) -> None:
+
+def show_item(number: int, key: str, item: Item, correction: str | None) -> None:
     """A small picture with its answer; its name is text, never markup."""
     if isinstance(item.answer, Prediction) and item.thumbnail:
         st.image(item.thumbnail, width="stretch", alt="")
         st.text(item.name[-MAX_NAME:])
         words = f"{PLAIN_VERDICTS[item.answer.verdict]}, {item.answer.meme_probability:.0%}"
         st.caption(f"{words} · you: {CLASS_NAMES[correction]}" if correction else words)
-        if st.button("Open", key=f"open-{key}"):
-            open_item(key, item.name, upload.getvalue())
+        if st.button(f"Open {number}", key=f"open-{key}"):
+            open_item(key)
     else:
         st.text(item.name[-MAX_NAME:])
         st.caption(str(item.answer))

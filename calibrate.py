@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -98,16 +99,19 @@ def fit_temperature_and_shift(margin: Array, is_meme: Array) -> tuple[float, flo
     # Platt's targets: however well the pictures are told apart, so few cannot show that the next is, too.
     memes, others = is_meme.sum(), (~is_meme).sum()
     target = np.where(is_meme, (memes + 1) / (memes + 2), 1 / (others + 2))
-    # Even odds lie somewhere among the pictures; where all places are as good, nearest to where they were.
-    lowest, highest = np.quantile(margin, (0.02, 0.98)).tolist()
-    centres = np.array(sorted(np.linspace(lowest, highest, 401), key=abs))[:, None]
 
-    def losses(temperature: float) -> Array:
-        odds = (margin - centres) / temperature
-        return np.asarray((np.logaddexp(0, odds) - target * odds).mean(1))
+    def loss(log_temperature: float, centre: float) -> float:
+        odds = (margin - centre) / math.exp(log_temperature)
+        return float((np.logaddexp(0, odds) - target * odds).mean())
 
-    temperature = min(np.geomspace(0.1, 10, 201), key=lambda t: losses(t).min())
-    return float(temperature), -float(centres[losses(temperature).argmin(), 0])
+    # Even odds lie somewhere among the pictures.
+    bounds = np.array([(math.log(0.1), math.log(10)), np.quantile(margin, (0.02, 0.98))])
+    best, reach = bounds.mean(1), np.ptp(bounds, axis=1) / 2
+    for _ in range(8):  # grids around the best point so far; the loss has one minimum
+        grid = best[:, None] + reach[:, None] * np.linspace(-1, 1, 13)
+        best = np.array(min(product(*grid.clip(bounds[:, :1], bounds[:, 1:])), key=lambda point: loss(*point)))
+        reach /= 4
+    return math.exp(best[0]), -float(best[1])
 
 
 def shifted(weights: dict[str, Tensor], shift: float) -> dict[str, Tensor]:

@@ -287,16 +287,12 @@ def main() -> int:
         with ExitStack() as stack:
             return run(arguments, stack)
     except (BadCheckpoint, BadTable) as error:
-        print(f"classify.py: error: {error}", file=sys.stderr)
-        return 2
+        return refuse(str(error))
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(
-            f"classify.py: error: {error.filename or 'the table'} cannot be written: {error.strerror}", file=sys.stderr
-        )
-        return 2
+        return refuse(f"{error.filename or 'the table'} cannot be written: {error.strerror}")
     except KeyboardInterrupt:
         goes_on = arguments.tables and arguments.engine == "local"
         print("Stopped. The same command goes on from here." if goes_on else "Stopped.", file=sys.stderr)
@@ -361,7 +357,7 @@ def run_on_cluster(arguments: argparse.Namespace) -> int:
     try:
         from cluster import BadAddress, classify_on_cluster, find_at, is_address  # noqa: PLC0415
     except ImportError as error:
-        raise SystemExit(f"{error.name} is missing: pip install -r requirements-cluster.txt") from error
+        return refuse(f"{error.name} is missing: pip install -r requirements-cluster.txt")
     ((kind, target),) = arguments.tables.items()
     try:
         paths = [
@@ -371,8 +367,13 @@ def run_on_cluster(arguments: argparse.Namespace) -> int:
         ]
         return summary(*classify_on_cluster(dict.fromkeys(paths), arguments.checkpoint, target, kind))
     except BadAddress as error:
-        print(f"classify.py: error: {error}", file=sys.stderr)
-        return 2
+        return refuse(str(error))
+
+
+def refuse(sentence: str) -> int:
+    """Say why nothing was done, like argparse."""
+    print(f"classify.py: error: {sentence}", file=sys.stderr)
+    return 2
 
 
 def summary(classified: int, failed: int) -> int:

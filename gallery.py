@@ -103,7 +103,8 @@ def arranged(
 def table(items: dict[str, Item], corrections: dict[str, str], classifier: Classifier) -> str:
     """All answers as CSV, with what the visitor said instead in a column of its own."""
     rows = [row_of(item.name, item.answer, classifier.sha256) for item in items.values()]
-    return csv_text(rows, {"correction": [corrections.get(key, "") for key in items]})
+    # The byte-order mark is for Excel, which else reads names in an old encoding of the visitor's country.
+    return "\ufeff" + csv_text(rows, {"correction": [corrections.get(key, "") for key in items]})
 
 
 def sorted_pictures(uploads: Iterable[tuple[str, bytes]], items: dict[str, Item], corrections: dict[str, str]) -> bytes:

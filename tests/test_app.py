@@ -232,6 +232,21 @@ def test_the_gallery_shows_page_after_page_in_the_chosen_order(page: AppTest) ->
     assert len(names(page)) == 20  # of the first page again
 
 
+def test_a_correction_that_empties_the_last_page_leads_to_the_one_before(page: AppTest) -> None:
+    gallery(page, [(f"{seed}.png", encode(noise(60, 60, seed))) for seed in range(41)])
+    assert "Not a meme: 41" in page.markdown[-1].value
+    (control,) = [control for control in page.pills if control.label == "Show"]
+    control.select("Not a meme").run()
+    pagination: Any = next(iter(page.get("pagination")))
+    pagination.set_value(3).run()
+    assert names(page) == ["40.png"]
+    (last,) = page.session_state["items"].keys() - list(page.session_state["items"])[:40]
+    page.session_state["corrections"][last] = "meme"
+    page.run()
+    assert not page.exception
+    assert names(page) == [f"{seed}.png" for seed in range(20, 40)]
+
+
 def test_one_picture_is_no_gallery(page: AppTest) -> None:
     gallery(page, [("one.png", encode(noise(60, 60)))])
     assert "All pictures" not in [subheader.value for subheader in page.subheader]

@@ -162,8 +162,8 @@ def test_a_visitor_sorts_several_pictures(page: Page) -> None:
     expect(gallery.get_by_text("This picture is damaged or incomplete and cannot be opened.")).to_be_visible()
 
     settled(page)
-    gallery.locator("[class*='st-key-open-'] button").nth(1).click()
-    dialog = page.get_by_role("dialog")
+    gallery.get_by_role("button", name="Open 2", exact=True).click()
+    dialog = page.get_by_role("dialog", name="Picture 2")
     expect(dialog.get_by_role("heading", name="Not a meme")).to_be_visible()
     expect(dialog.locator("img[alt*='heatmap']")).to_be_visible()
     dialog.get_by_text("Viridis", exact=True).click()
@@ -173,16 +173,24 @@ def test_a_visitor_sorts_several_pictures(page: Page) -> None:
     expect(dialog).to_have_count(0)
     expect(gallery.get_by_text("you: meme")).to_be_visible()
     settled(page)
-    gallery.locator("[class*='st-key-open-'] button").first.click()
+    dialog = page.get_by_role("dialog", name="Picture 1")
+    gallery.get_by_role("button", name="Open 1", exact=True).click()
     expect(dialog.get_by_role("heading", name="Meme")).to_be_visible()
     expect(dialog.get_by_text("yellow: strong")).to_be_visible()  # the same colours as chosen before
+    page.locator("input[type=file]").first.set_input_files(file("late.png", encode(mountains().rotate(180))))
+    expect(gallery.get_by_text("late.png", exact=True)).to_be_attached()
+    settled(page)
+    expect(dialog.get_by_text("meme.png", exact=True)).to_be_visible()  # an upload does not close it
     dialog.get_by_role("button", name="Close").click()
     expect(dialog).to_have_count(0)
+    page.get_by_role("button", name="Remove late.png").click()
+    expect(gallery.get_by_text("late.png", exact=True)).to_have_count(0)
     settled(page)
+    expect(dialog).to_have_count(0)
 
     with page.expect_download() as download:
         gallery.get_by_role("button", name="Table (CSV)").click()
-    with download.value.path().open(newline="", encoding="utf-8") as table:
+    with download.value.path().open(newline="", encoding="utf-8-sig") as table:
         rows = list(csv.DictReader(table))
     assert [row["path"] for row in rows] == ["meme.png", name, "broken.png"]
     assert [(row["verdict"], row["correction"]) for row in rows[:2]] == [("meme", ""), ("not_meme", "meme")]

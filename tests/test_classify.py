@@ -126,6 +126,15 @@ def test_wrong_usage_exits_with_2_before_any_work(arguments: list[str], sentence
     assert "Traceback" not in done.stderr
 
 
+def test_who_has_no_ray_reads_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "cluster", raising=False)
+    assert run(monkeypatch, classify.main, None, tmp_path, "--engine", "ray", "--csv", tmp_path / "table") == 2
+    assert capsys.readouterr().err == ("classify.py: error: ray is missing: pip install -r requirements-cluster.txt\n")
+
+
 def test_answers_stay_in_order_whichever_is_ready_first(folder: Path, tiny_classifier: Classifier) -> None:
     """Several batches are answered at once; the earlier ones take longer here, and some files cannot be read."""
     paths = sorted(folder.rglob("*.png"))

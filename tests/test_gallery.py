@@ -86,7 +86,7 @@ def test_limits_are_by_number_and_by_size() -> None:
 
 def test_the_table_has_every_picture_and_the_corrections(tiny_classifier: Classifier) -> None:
     lines = table(ITEMS, {"b": MEME}, tiny_classifier).splitlines()
-    assert lines[0].endswith(",checkpoint,correction")
+    assert lines[0] == "\ufeffpath,label,meme_probability,verdict,error,checkpoint,correction"
     assert lines[1] == "a,meme,0.9,meme,,,"
     assert lines[2] == "b,not_meme,0.1,not_meme,,,meme"
     assert lines[3] == "c,,,,This file is empty.,,"
