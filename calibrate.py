@@ -104,13 +104,14 @@ def fit_temperature_and_shift(margin: Array, is_meme: Array) -> tuple[float, flo
         odds = (margin - centre) / math.exp(log_temperature)
         return float((np.logaddexp(0, odds) - target * odds).mean())
 
-    # Even odds lie somewhere among the pictures.
-    bounds = np.array([(math.log(0.1), math.log(10)), np.quantile(margin, (0.02, 0.98))])
+    # Where nearly all pictures are of one class, even odds lie beyond all of them.
+    least, most = margin.min(), margin.max()
+    bounds = np.array([(math.log(0.1), math.log(10)), (2 * least - most, 2 * most - least)])
     best, reach = bounds.mean(1), np.ptp(bounds, axis=1) / 2
-    for _ in range(8):  # grids around the best point so far; the loss has one minimum
+    for _ in range(14):  # grids around the best point so far; the loss has one minimum, in an oblique valley
         grid = best[:, None] + reach[:, None] * np.linspace(-1, 1, 13)
         best = np.array(min(product(*grid.clip(bounds[:, :1], bounds[:, 1:])), key=lambda point: loss(*point)))
-        reach /= 4
+        reach /= 2
     return math.exp(best[0]), -float(best[1])
 
 
@@ -154,7 +155,7 @@ def fit_not_sure(probability: Array, is_meme: Array, threshold: float) -> tuple[
 
 
 def main() -> int:
-    """Read the command line, calibrate, write; 0 when done, 2 for wrong usage."""
+    """Read the command line, calibrate, write; 0 when done, 1 without both classes, 2 for wrong usage."""
     parser = argparse.ArgumentParser(description="Calibrate a checkpoint anew on labelled pictures.")
     parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)

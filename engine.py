@@ -19,9 +19,10 @@ TORCH, OPENVINO = "PyTorch", "OpenVINO"
 class Compiled(nn.Module):
     """A compiled network, which gives what the network gives, without gradients. Threads may share it."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, source: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.source = source  # whose weights tell it from others: train.py looks at them before it goes on
         self.request = threading.local()  # writes every answer to the same memory, so each thread has its own
 
     def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -57,7 +58,7 @@ def compiled(network: nn.Module, input_size: int, at_once: int = 1) -> nn.Module
     core = openvino.Core()
     able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     settings = {"NUM_STREAMS": at_once, "INFERENCE_PRECISION_HINT": "bf16" if able else "f32"}
-    return Compiled(core.compile_model(converted, "CPU", settings))
+    return Compiled(core.compile_model(converted, "CPU", settings), network)
 
 
 def load_fastest(checkpoint: Path) -> Classifier:

@@ -13,7 +13,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass, replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +43,7 @@ from model import (
     build_network,
     for_inference,
 )
-from robustness import SEED, sample
+from robustness import SEED, jpeg, sample
 
 STEPS = 28  # of a deletion or insertion curve
 ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the pixels that are taken away
@@ -209,13 +208,6 @@ def shifted(inputs: Tensor) -> Tensor:
     return torch.cat([inputs[:, :, :1], inputs[:, :, :-1]], 2)
 
 
-def recompressed(picture: Image.Image) -> Image.Image:
-    """The picture as a JPEG of quality 90."""
-    buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
-    return Image.open(buffer, formats=("JPEG",)).convert("RGB")
-
-
 def caption(picture: Image.Image, draw: random.Random) -> Case:
     """Write a caption over the top of a picture, the bottom, or both, and remember where."""
     written = picture.copy()
@@ -277,7 +269,7 @@ def measure(classifier: Classifier, checkpoint: Path, cases: list[Case], memes: 
             for score, value in curves(classifier, inputs, heat, case.label).items():
                 scores[score].append(value)
             scores["ROAD"].append(road(classifier, inputs, heat, case.label))
-            stored = classifier.preprocessing(recompressed(case.picture))
+            stored = classifier.preprocessing(jpeg(case.picture, 90))
             scores["change, 1 pixel"].append(change(maker, inputs, shifted(inputs), case.label))
             scores["change, JPEG 90"].append(change(maker, inputs, stored, case.label))
         for case in memes:

@@ -276,7 +276,8 @@ def train(
             digest(weights.cpu().contiguous().numpy().tobytes() for weights in teacher.state_dict().values())
             for teacher, _ in teachers
         ],
-        "others": [digest(map(os.fsencode, sorted(paths))) for paths in (unlabelled or (), certain, captions or ())],
+        "others": [digest(name_and_size(path) for path in sorted(paths)) for paths in (unlabelled or (), certain)],
+        "captions": digest(f"{path.name} {boxes}".encode() for path, boxes in sorted((captions or {}).items())),
         "seed": seed,
     }
     step, history, losses = 0, list[Progress](), list[float]()
@@ -594,8 +595,12 @@ def of_unknown_sources(held_out: list[LabelledPicture], pictures: list[LabelledP
 
 def fingerprint(pictures: list[LabelledPicture]) -> str:
     """SHA-256 over the labels, names and sizes of the files, wherever their folder lies."""
-    lines = sorted(f"{p.label}/{p.path.parent.name}/{p.path.name} {p.path.stat().st_size}" for p in pictures)
-    return digest(line.encode(errors="surrogateescape") for line in lines)
+    return digest(sorted(p.label.encode() + b"/" + name_and_size(p.path) for p in pictures))
+
+
+def name_and_size(path: Path) -> bytes:
+    """What stays of a file when its folder moves."""
+    return os.fsencode(f"{path.parent.name}/{path.name} {path.stat().st_size}")
 
 
 def digest(lines: Iterable[bytes]) -> str:
@@ -604,7 +609,7 @@ def digest(lines: Iterable[bytes]) -> str:
 
 
 def main() -> int:
-    """Read the command line, train, calibrate, write; 0 when done, 2 for wrong usage."""
+    """Read the command line, train, calibrate, write; 0 when done, 1 if files do not fit, 2 for wrong usage."""
     parser = argparse.ArgumentParser(description="Train the classifier on folders of pictures.")
     parser.add_argument("data", type=Path, nargs="+", metavar="DATA_DIR", help="folder with meme/ and not_meme/")
     parser.add_argument("--out", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
@@ -655,6 +660,7 @@ def main() -> int:
     draw_history(arguments.plot, histories)
     network = without_groups(average.get_submodule("network"))
     centre_classifier(network)
+    network.half().float()  # as it will be saved
     preprocessing = Preprocessing(INPUT_SIZE)
     unknown = of_unknown_sources(held_out, pictures)
     calibration, shift, probability, is_meme = calibrate(for_inference(network), preprocessing, unknown)

@@ -22,5 +22,5 @@ def test_a_larger_folder_gets_its_line(capsys: pytest.CaptureFixture[str]) -> No
     *_, row = capsys.readouterr().out.splitlines()
     _, pictures, seconds, rate, memory, _ = row.split("|")
     assert int(pictures) == 3
-    assert float(rate) == pytest.approx(3 / float(seconds), abs=1)
+    assert float(rate) == pytest.approx(3 / float(seconds), abs=0.15)
     assert float(memory.replace(",", "")) > 200

@@ -47,7 +47,8 @@ def test_who_waits_reads_that_it_waits() -> None:
     async def visit() -> list[str]:
         async with AsyncExitStack() as stack:
             visitors = [await stack.enter_async_context(Visitor(address)) for _ in range(12)]
-            pictures = [encode(Image.new("RGB", (6000, 6000), (n, 0, 0))) for n in range(len(visitors))]  # slow to open
+            slow_to_open = encode(Image.new("RGB", (6000, 6000)))
+            pictures = [slow_to_open + bytes([n]) for n in range(len(visitors))]  # to the server, each is another
             await asyncio.gather(
                 *(visitor.ask("mine.png", one) for visitor, one in zip(visitors, pictures, strict=True))
             )

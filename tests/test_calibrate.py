@@ -19,6 +19,11 @@ def test_temperature_and_shift_undo_overconfidence_and_bias() -> None:
     is_meme = draw.random(4_000) < 1 / (1 + np.exp(-margin))  # calibrated
     np.testing.assert_allclose(fit_temperature_and_shift(margin, is_meme), (1, 0), atol=0.07)
     np.testing.assert_allclose(fit_temperature_and_shift(3 * (margin + 0.7), is_meme), (3, -2.1), atol=0.2)
+    album = draw.normal(-6, 2, 20_000)  # of which one picture in seventy is a meme
+    is_meme = draw.random(20_000) < 1 / (1 + np.exp(-album))
+    temperature, shift = fit_temperature_and_shift(album, is_meme)
+    assert (1 / (1 + np.exp(-(album + shift) / temperature))).mean() == pytest.approx(is_meme.mean(), rel=0.05)
+    assert temperature == pytest.approx(1, abs=0.15)
     sure = np.array([-5.0, -4, 4, 5])
     temperature, shift = fit_temperature_and_shift(sure, sure > 0)
     assert shift == pytest.approx(0, abs=1e-9)

@@ -42,6 +42,13 @@ def test_threads_at_once_get_their_own_answers(tiny_network: nn.Module) -> None:
     assert answers.unique(dim=0).shape[0] > 150
 
 
+def test_a_compiled_network_has_the_weights_of_its_source(tiny_network: nn.Module) -> None:
+    theirs, ours = tiny_network.state_dict(), engine.compiled(tiny_network, 64).state_dict()
+    assert len(theirs) > 10
+    for expected, weights in zip(theirs.values(), ours.values(), strict=True):
+        assert torch.equal(weights, expected)
+
+
 def test_any_number_of_pictures_is_answered_alike(tiny_network: nn.Module) -> None:
     compiled = engine.compiled(tiny_network, 64)
     inputs = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))

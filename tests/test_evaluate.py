@@ -122,10 +122,11 @@ def test_an_empty_folder_is_wrong_usage(
     assert "there are no pictures" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("table", [b"path,tongue\na,b\n", "file,language\né,fr\n".encode("latin-1")])
 def test_a_table_without_languages_is_wrong_usage(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: bytes, folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "index.csv").write_text("path,tongue\na,b\n")
+    (tmp_path / "index.csv").write_bytes(table)
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, evaluate.main, tiny_classifier, folder, "--languages", tmp_path / "index.csv")
     assert stop.value.code == 2

@@ -317,6 +317,7 @@ def test_the_processor_trains_in_the_number_format_that_it_is_made_for(
 
 @pytest.mark.usefixtures("quick")
 def test_a_run_does_not_resume_on_other_pictures(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "TEACHERS", 1)
     out = tmp_path / "out.pth"
     arguments = (folder, "--out", out, "--val", folder, "--plot", tmp_path / "training.png")
     assert run(monkeypatch, train.main, None, *arguments) == 0
@@ -364,6 +365,7 @@ def test_the_sources_that_training_knew_do_not_calibrate(
     monkeypatch.setattr(train, "TEACHER", Course((Stage(192, 4),), 1e-4, 0.9, 0.3))
     monkeypatch.setattr(train, "STUDENT", Course((Stage(32, 4),), 1e-3, 0.9, 0))
     monkeypatch.setattr(train, "BATCH", 4)  # and the teacher compiled, where that can be done
+    monkeypatch.setattr(train, "TEACHERS", 1)
     arguments = ("--val", validation, "--out", tmp_path / "out.pth", "--plot", tmp_path / "training.png")
     assert run(monkeypatch, train.main, None, folder, *arguments) == 0
     assert {picture.source for picture in asked} == {"one-unknown", "four-unknown"}
@@ -373,6 +375,7 @@ def test_the_sources_that_training_knew_do_not_calibrate(
 def test_it_starts_from_a_classifier_and_takes_more_pictures(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(train, "TEACHERS", 1)
     drawn = tmp_path / "drawn"
     shutil.copytree(folder, drawn)
     arguments = ("--drawn", drawn, "--unlabelled", folder, "--plot", tmp_path / "training.png")
