@@ -119,17 +119,18 @@ def find(pattern: str) -> list[Path]:
         return find_pictures(Path(pattern))
     if glob.has_magic(pattern) and not os.path.lexists(pattern):
         matches = unlooped(glob.glob(pattern, recursive=True))  # noqa: PTH207
-        return [found for match in matches for found in find(match)] or [Path(pattern)]
+        files = unlooped([str(found) for match in matches for found in find(match)])
+        return [Path(file) for file in files] or [Path(pattern)]
     return [Path(pattern)]
 
 
-def unlooped(matches: list[str]) -> list[str]:
-    """Each file once, by the shortest way to its folder: `**` also follows links, round and round."""
+def unlooped(paths: list[str]) -> list[str]:
+    """Each once, by the shortest way to its folder: `**` also follows links, round and round."""
     real = cache(os.path.realpath)  # asks the disk for every part of a path
     places: dict[tuple[str, str], str] = {}
-    for match in sorted(matches, key=lambda path: (len(path), path)):
-        folder, name = os.path.split(match)
-        places.setdefault((real(folder), name), match)
+    for path in sorted(paths, key=lambda path: (len(path), path)):
+        folder, name = os.path.split(path)
+        places.setdefault((real(folder), name), path)
     return sorted(places.values())
 
 
@@ -160,14 +161,19 @@ def _create(path: Path, content: bytes, like: Path | None) -> None:
     try:
         beside.write_bytes(content)
         if like:
-            shutil.copystat(like, beside)
+            with suppress(OSError):  # some file systems keep neither times nor rights
+                shutil.copystat(like, beside)
         try:
             path.hardlink_to(beside)  # unlike a rename, it never takes another file's place
         except FileExistsError:
             raise
         except OSError:  # memory sticks and some networks know no such links
             path.open("xb").close()
-            beside.replace(path)  # takes the place of that empty file, which is ours
+            try:
+                beside.replace(path)  # takes the place of that empty file, which is ours
+            except OSError:
+                path.unlink()
+                raise
     finally:
         beside.unlink(missing_ok=True)
 
@@ -242,11 +248,14 @@ def copy_again(copies: Path, paths: list[Path], done: dict[str, Row]) -> int:
     return lost
 
 
-def open_tables(files: dict[str, Path], sha256: str, stack: ExitStack) -> list[tuple[Table, dict[str, Row]]]:
-    """The tables to write, each with the rows that it has already; standard output if there is none."""
+def open_tables(
+    files: dict[str, Path], sha256: str, paths: list[Path], stack: ExitStack
+) -> list[tuple[Table, dict[str, Row]]]:
+    """The tables to write, each with the rows of these pictures that it has already; else standard output."""
+    asked = set(map(str, paths))
     tables: list[tuple[Table, dict[str, Row]]] = []
     for kind, file in files.items():
-        tables.append(open_table(file, kind, sha256))
+        tables.append(open_table(file, kind, sha256, asked))
         stack.callback(tables[-1][0].close)
     if not tables:
         if isinstance(sys.stdout, TextIOWrapper):
@@ -330,7 +339,7 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     else:
         classifier = load_fastest(arguments.checkpoint)
         print(f"Engine: {engine()}", file=sys.stderr)
-    tables = open_tables(files, classifier.sha256, stack)
+    tables = open_tables(files, classifier.sha256, paths, stack)
     done = {path: row for path, row in tables[0][1].items() if all(path in rows for _, rows in tables)}
     if arguments.overlays:
         done = {path: row for path, row in done.items() if os.path.exists(overlay_of(arguments.overlays, Path(path)))}  # noqa: PTH110  (Path.exists can raise)

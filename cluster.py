@@ -6,7 +6,8 @@ a folder of files. Needs requirements-cluster.txt on all machines; docs/cluster.
 
 import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -44,32 +45,42 @@ def is_address(path: str) -> bool:
 
 def file_system_of(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system that an address names, and the place there."""
-    try:
+    with named(address):
         files, place = fsspec.url_to_fs(address)
-        return files, place
-    except (ImportError, ValueError) as error:  # a package that is not installed, a name that nobody knows
-        raise BadAddress(f"{address} cannot be used: {error}.") from error
+    return files, place
+
+
+@contextmanager
+def named(address: str) -> Iterator[None]:
+    """Turn whatever is wrong with an address into a sentence that names it."""
+    try:
+        yield
+    except Exception as error:  # no package for it, nobody knows it, no way to it: each file system has its own
+        raise BadAddress(f"{address} cannot be used: {str(error) or type(error).__name__}.") from error
 
 
 def find_at(address: str) -> list[str]:
     """The picture at an address, or all pictures below it; what is not there stays, to be named later."""
     files, path = file_system_of(address)
-    if not files.isdir(path):
-        return [address]
-    found = (files.unstrip_protocol(name) for name in files.find(path))
+    with named(address):
+        if not files.isdir(path):
+            return [address]
+        found = [files.unstrip_protocol(name) for name in files.find(path)]
     return sorted(name for name in found if name.rpartition(".")[2].lower() in SUFFIXES)
 
 
 def read(place: str) -> bytes | Path:
-    """The content at an address, cut off past the limit; a local path stays one."""
+    """The content at an address, never more than the limit and a byte; a local path stays one."""
     if not is_address(place):
         return Path(place)
     try:
         with fsspec.open(place) as file:
             content: bytes = file.read(MAX_MEGABYTES * 1_000_000 + 1)
-            return content
     except Exception as error:  # each file system has its own
         raise BadImage(f"This file cannot be read: {str(error) or type(error).__name__}.") from error
+    if len(content) > MAX_MEGABYTES * 1_000_000:
+        raise BadImage(f"This file has more than {MAX_MEGABYTES} MB, which is the limit.")
+    return content
 
 
 def see(item: dict[str, Any], side: int) -> dict[str, Any]:
@@ -114,11 +125,13 @@ def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, k
 
     Raises:
         BadTable: if there is something at the target.
-        BadAddress: if no such file system is known here.
+        BadAddress: if the target cannot be reached.
         BadCheckpoint: if the checkpoint cannot be used.
     """
     files, place = file_system_of(target)
-    if files.exists(place) and files.find(place):
+    with named(target):
+        taken = files.exists(place) and files.find(place)
+    if taken:
         raise BadTable(f"{target} is there already; on a cluster, a table is written in one go.")
     if not paths:
         return 0, 0

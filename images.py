@@ -22,6 +22,7 @@ SUFFIXES = ("jpg", "jpeg", "jfif", "mpo", "png", "webp", "gif", "bmp", "avif", "
 MAX_MEGABYTES = 10
 MAX_JPEG_PIXELS = 64_000_000  # 50-megapixel phones pass: JPEGs are decoded at a fraction of their size
 MAX_PIXELS = 36_000_000
+MEGAPIXELS = f"the limit is {MAX_PIXELS // 1_000_000} megapixels, for JPEG {MAX_JPEG_PIXELS // 1_000_000}"
 MAX_SIDE = 20_000  # pixels
 MIN_SIDE = 16  # pixels
 MAX_JPEG_SCANS = 100  # cameras write 1, progressive files about 10; each costs a pass over all pixels
@@ -43,7 +44,7 @@ STATUS_GAP = 0.08  # share of the height between that and the picture at least; 
 
 register_heif_opener()
 # Both are process-wide and set once: per-call `warnings.catch_warnings` is not thread-safe.
-Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS
+Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS  # so Pillow itself refuses what is larger still
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
@@ -84,7 +85,7 @@ def open_picture(source: bytes | str | os.PathLike[str], *, whole: bool = False)
     except UnidentifiedImageError as error:
         raise BadImage(f"This file is not a picture in a format we read: {FORMAT_NAMES}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
-        raise BadImage("This picture is too large to open safely.") from error
+        raise BadImage(f"This picture is too large to open safely; {MEGAPIXELS}.") from error
     except Exception as error:  # decoders fed with hostile bytes raise nearly anything
         raise BadImage("This picture is damaged or incomplete and cannot be opened.") from error
 
@@ -193,12 +194,8 @@ def _too_many_bytes(size: int) -> str:
 
 def _check_size(image: Image.Image) -> None:
     width, height = image.size
-    limit = MAX_JPEG_PIXELS if image.format in JPEG else MAX_PIXELS
-    if width * height > limit:
-        raise BadImage(
-            f"This picture has {width} × {height} pixels ({width * height / 1e6:.0f} megapixels); "
-            f"the limit for its format is {limit // 1_000_000} megapixels."
-        )
+    if width * height > MAX_PIXELS and image.format not in JPEG:
+        raise BadImage(f"This picture has {width} × {height} pixels; {MEGAPIXELS}.")
     if max(width, height) > MAX_SIDE:
         raise BadImage(f"This picture has {width} × {height} pixels; no side may exceed {MAX_SIDE}.")
     if min(width, height) < MIN_SIDE:

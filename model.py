@@ -119,11 +119,12 @@ class Classifier:
         """
         path = Path(path)
         try:
-            data = path.read_bytes()
+            data, recorded = path.read_bytes(), digest_beside(path)
+            expected = recorded.read_text(errors="replace").split()[:1] if recorded.exists() else None
         except OSError as error:
             raise BadCheckpoint(f"The checkpoint {path.name} cannot be read. {HOW_TO_GET_ONE}") from error
         sha256 = hashlib.sha256(data).hexdigest()
-        if (recorded := digest_beside(path)).exists() and recorded.read_text(errors="replace").split()[:1] != [sha256]:
+        if expected not in (None, [sha256]):
             raise BadCheckpoint(
                 f"The checkpoint {path.name} is not the one whose digest {recorded.name} records. {HOW_TO_GET_ONE}"
             )
@@ -184,7 +185,7 @@ class Classifier:
     def judge(self, inputs: Tensor, logits: Tensor) -> list[Prediction]:
         """Turn the network's logits of some inputs into predictions; where rounding could decide one, answer again.
 
-        So no answer depends on which processor gave it.
+        So no label or verdict depends on which processor gave it.
 
         Args:
             inputs: shape (N, 3, S, S).

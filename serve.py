@@ -9,6 +9,7 @@ import base64
 import os
 from collections.abc import AsyncGenerator
 from functools import cache, partial
+from threading import Lock
 from typing import Any
 
 import anyio
@@ -29,6 +30,7 @@ from visits import MAX_BODY, RETRY_AFTER, Capacity, free_cores
 
 MAX_WAITING = 16  # requests; more are told to come back later
 TOO_MANY = "Too many requests are waiting. Try again in a few seconds."
+LOADING = Lock()
 MAX_OVERLAYS = 10  # of one request; all are held in memory, at up to 2.6 MB of text each
 
 
@@ -40,9 +42,14 @@ class Refusal(Exception):
         self.status = status
 
 
-@cache
 def load_classifier() -> Classifier:
-    """The checkpoint, read once."""
+    """The checkpoint, read once, however many requests come first."""
+    with LOADING:
+        return _load_classifier()
+
+
+@cache
+def _load_classifier() -> Classifier:
     torch.set_num_threads(1)  # requests at once keep the cores busy
     return Classifier.load()
 

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, astuple, dataclass, fields
 from io import StringIO
 from pathlib import Path
@@ -223,18 +223,19 @@ def _begin_parquet(path: Path, rows: list[Row]) -> Table:
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {"csv": read_csv, "json": read_json, "parquet": read_parquet}
 
 
-def open_table(path: Path, kind: str, sha256: str) -> tuple[Table, dict[str, Row]]:
+def open_table(path: Path, kind: str, sha256: str, asked: Collection[str]) -> tuple[Table, dict[str, Row]]:
     """Begin a table, or go on with one of the same checkpoint that was interrupted.
 
-    Files that could not be read, or are newer than the table, are to be answered again, so their rows go.
+    Pictures asked for that could not be read, or are newer than the table, are to be answered again, so their rows go.
 
     Args:
         path: where it lies or is to lie.
         kind: one of `READERS`.
         sha256: of the checkpoint that will answer.
+        asked: the paths of the pictures to answer; rows of others stay.
 
     Returns:
-        The table, and the rows that it has already, by their paths.
+        The table, and the rows that it has already of what is asked for, by their paths.
 
     Raises:
         BadTable: if there is something that is no such table, or one of another checkpoint.
@@ -251,8 +252,9 @@ def open_table(path: Path, kind: str, sha256: str) -> tuple[Table, dict[str, Row
     if any(row.checkpoint != sha256[:12] for row in rows):
         raise BadTable(f"{path} has answers of another checkpoint; name another file for this one's.")
     written = path.stat().st_mtime_ns if rows else 0
-    good = {row.path: row for row in rows if row.error is None and not _is_newer(row.path, written)}
-    earlier = list(good.values())
+    by_path = {row.path: row for row in rows}
+    good = {p: row for p, row in by_path.items() if p in asked and not (row.error or _is_newer(p, written))}
+    kept = [row for p, row in by_path.items() if p in good or p not in asked]
     if kind == "parquet":
-        return _begin_parquet(path, earlier), good
-    return _begin_text(CsvTable if kind == "csv" else JsonTable, path, earlier), good
+        return _begin_parquet(path, kept), good
+    return _begin_text(CsvTable if kind == "csv" else JsonTable, path, kept), good

@@ -1,4 +1,6 @@
 import re
+from collections.abc import Iterator
+from threading import BoundedSemaphore
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image, ImageOps
 from streamlit.testing.v1 import AppTest
 
 import gradcam
+import visits
 from gallery import MAX_PICTURES
 from images import MAX_MEGABYTES
 from model import BadCheckpoint, Classifier
@@ -275,17 +278,38 @@ def test_a_missing_checkpoint_gets_its_sentence(monkeypatch: pytest.MonkeyPatch)
     assert [error.value for error in page.error] == ["There is no checkpoint."]
 
 
-def test_a_picture_that_fell_out_of_the_cache_does_not_lock_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+class Impatient(BoundedSemaphore):
+    """Fails where others would wait for ever."""
+
+    def acquire(self, blocking: bool = True, timeout: float | None = 20) -> bool:
+        taken = super().acquire(blocking, timeout if blocking else None)
+        assert taken or not blocking, "waited in vain"
+        return taken
+
+
+@pytest.fixture
+def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    st.cache_data.clear()
-    st.cache_resource.clear()
+    monkeypatch.setattr(visits, "BoundedSemaphore", Impatient)
+    visits.free_cores.cache_clear()
+    yield
+    visits.free_cores.cache_clear()
+
+
+@pytest.mark.usefixtures("one_core")
+def test_a_picture_that_fell_out_of_the_cache_does_not_lock_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30).run()
     page.pills(key="example").select("Cat meme").run()
-    st.cache_data.clear()
+    toggle = st.toggle
+
+    def forgetful(*given: Any, **named: Any) -> bool:
+        st.cache_data.clear()  # as others' pictures would
+        return toggle(*given, **named)
+
+    monkeypatch.setattr(st, "toggle", forgetful)
     page.toggle(key="page-test").set_value(True).run()
     assert not page.exception
     assert page.markdown[-1].value.startswith("Without the strongest")
-    st.cache_resource.clear()
 
 
 def test_an_animation_says_that_one_frame_was_judged(page: AppTest) -> None:

@@ -170,8 +170,8 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("width", "height", "sentence"),
     [
-        (7000, 6000, "7000 × 6000 pixels .42 megapixels.; the limit for its format is 36 megapixels"),
-        (9400, 9400, "too large to open safely"),
+        (7000, 6000, "7000 × 6000 pixels; the limit is 36 megapixels, for JPEG 64"),
+        (9400, 9400, "too large to open safely; the limit is 36 megapixels, for JPEG 64"),
         (60000, 60000, "too large to open safely"),
         (20001, 100, "no side may exceed 20000"),
         (400, 15, "each side needs at least 16"),

@@ -17,6 +17,7 @@ ROWS = [
     row_of("=1+2", Prediction(MEME, 1.0, MEME), SHA),
     row_of("猫.png", Prediction(MEME, 0.0, MEME), SHA),
 ]
+NAMES = {row.path for row in ROWS}
 
 
 def test_a_row_says_what_the_answer_says() -> None:
@@ -27,13 +28,13 @@ def test_a_row_says_what_the_answer_says() -> None:
 @pytest.mark.parametrize("kind", READERS)
 def test_rows_come_back_as_they_were_written(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "table"
-    table, done = open_table(path, kind, SHA)
+    table, done = open_table(path, kind, SHA, NAMES)
     assert done == {}
     for row in ROWS:
         table.write(row)
     table.close()
     assert list(READERS[kind](path)) == ROWS
-    table, done = open_table(path, kind, SHA)
+    table, done = open_table(path, kind, SHA, NAMES)
     good = [row for row in ROWS if not row.error]  # what could not be read is to be tried again
     assert done == {row.path: row for row in good}
     more = Row("more", None, None, None, "x", SHA[:12])
@@ -48,23 +49,37 @@ def test_what_has_changed_since_is_answered_again(kind: str, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png"):
         Path(name).touch()
-    rows = [row_of(name, Prediction(MEME, 0.9, MEME), SHA) for name in ("a.png", "b.png", "gone.png")]
-    table, _ = open_table(Path("table"), kind, SHA)
+    names = ["a.png", "b.png", "gone.png"]
+    rows = [row_of(name, Prediction(MEME, 0.9, MEME), SHA) for name in names]
+    table, _ = open_table(Path("table"), kind, SHA, names)
     for row in rows:
         table.write(row)
     table.close()
     later = Path("table").stat().st_mtime_ns + 1_000_000_000
     os.utime("a.png", ns=(later, later))
-    table, done = open_table(Path("table"), kind, SHA)
+    table, done = open_table(Path("table"), kind, SHA, names)
     table.close()
     assert list(done.values()) == list(READERS[kind](Path("table"))) == rows[1:]
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_rows_of_pictures_that_are_not_asked_for_stay(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    table, _ = open_table(path, kind, SHA, NAMES)
+    for row in ROWS:
+        table.write(row)
+    table.close()
+    table, done = open_table(path, kind, SHA, {ROWS[0].path})
+    table.close()
+    assert list(done.values()) == ROWS[:1]
+    assert list(READERS[kind](path)) == ROWS
 
 
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize("names", [b"caf\xe9.png", b"caf\xc3\xa9.png", b"'=x.png", b"'x.png"])
 def test_names_that_are_no_utf_8_come_back(kind: str, names: bytes, tmp_path: Path) -> None:
     row = row_of(names.decode(errors="surrogateescape"), BadImage("x"), SHA)
-    table, _ = open_table(tmp_path / "table", kind, SHA)
+    table, _ = open_table(tmp_path / "table", kind, SHA, NAMES)
     table.write(row)
     table.close()
     assert list(READERS[kind](tmp_path / "table")) == [row]
@@ -73,7 +88,7 @@ def test_names_that_are_no_utf_8_come_back(kind: str, names: bytes, tmp_path: Pa
 @pytest.mark.parametrize("kind", ["csv", "json"])
 def test_a_row_that_was_cut_off_is_answered_again(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "table"
-    table, _ = open_table(path, kind, SHA)
+    table, _ = open_table(path, kind, SHA, NAMES)
     for row in ROWS:
         table.write(row)
     whole = path.read_bytes()  # valid without closing
@@ -87,7 +102,7 @@ def test_a_row_that_was_cut_off_is_answered_again(kind: str, tmp_path: Path) -> 
 def test_an_empty_file_is_a_table_without_rows(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "table"
     path.touch()
-    table, rows = open_table(path, kind, SHA)
+    table, rows = open_table(path, kind, SHA, NAMES)
     table.write(ROWS[0])
     table.close()
     assert rows == {}
@@ -97,13 +112,13 @@ def test_an_empty_file_is_a_table_without_rows(kind: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", ["csv", "json"])
 def test_a_table_without_rows_can_be_gone_on_with(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "table"
-    open_table(path, kind, SHA)  # and then killed: nothing is closed
-    assert open_table(path, kind, SHA)[1] == {}
+    open_table(path, kind, SHA, NAMES)  # and then killed: nothing is closed
+    assert open_table(path, kind, SHA, NAMES)[1] == {}
 
 
 def test_a_row_that_was_cut_off_inside_a_name_of_two_lines_is_answered_again(tmp_path: Path) -> None:
     path = tmp_path / "table"
-    table, _ = open_table(path, "csv", SHA)
+    table, _ = open_table(path, "csv", SHA, NAMES)
     for row in (ROWS[0], replace(ROWS[0], path="one\ntwo.png")):
         table.write(row)
     whole = path.read_bytes()
@@ -128,31 +143,31 @@ def test_a_file_that_is_no_table_is_left_alone(kind: str, content: bytes, tmp_pa
     path = tmp_path / "diary"
     path.write_bytes(content)
     with pytest.raises(BadTable, match="is there already and is no"):
-        open_table(path, kind, SHA)
+        open_table(path, kind, SHA, NAMES)
     assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("kind", READERS)
 def test_what_is_no_file_is_left_alone(kind: str, tmp_path: Path) -> None:
     with pytest.raises(BadTable):
-        open_table(tmp_path, kind, SHA)
+        open_table(tmp_path, kind, SHA, NAMES)
     with pytest.raises(BadTable):
-        open_table(Path("/dev/null"), kind, SHA)
+        open_table(Path("/dev/null"), kind, SHA, NAMES)
 
 
 def test_a_parquet_table_of_other_columns_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "other.parquet"
     pq.write_table(pa.table({"a": pa.array([], pa.string())}), path)
     with pytest.raises(BadTable, match="is there already and is no"):
-        open_table(path, "parquet", SHA)
+        open_table(path, "parquet", SHA, NAMES)
 
 
 @pytest.mark.parametrize("kind", READERS)
 def test_answers_of_two_checkpoints_do_not_mix(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "table"
-    table, _ = open_table(path, kind, SHA)
+    table, _ = open_table(path, kind, SHA, NAMES)
     table.write(ROWS[0])
     table.close()
     with pytest.raises(BadTable, match="another checkpoint"):
-        open_table(path, kind, "f" * 64)
+        open_table(path, kind, "f" * 64, NAMES)
     assert list(READERS[kind](path)) == ROWS[:1]
