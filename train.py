@@ -276,8 +276,8 @@ def train(
             digest(weights.cpu().contiguous().numpy().tobytes() for weights in teacher.state_dict().values())
             for teacher, _ in teachers
         ],
-        "others": [digest(name_and_size(path) for path in sorted(paths)) for paths in (unlabelled or (), certain)],
-        "captions": digest(f"{path.name} {boxes}".encode() for path, boxes in sorted((captions or {}).items())),
+        "others": [digest(sorted(map(name_and_size, paths))) for paths in (unlabelled or (), certain)],
+        "captions": digest(sorted(f"{path.name} {boxes}".encode() for path, boxes in (captions or {}).items())),
         "seed": seed,
     }
     step, history, losses = 0, list[Progress](), list[float]()

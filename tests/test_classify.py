@@ -407,12 +407,12 @@ def test_ctrl_c_leaves_a_table_to_go_on_with(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "classify.py"), str(pictures), "--parquet", str(out)]
     command += ["--copy-to", str(tmp_path / "sorted")]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while len(list((tmp_path / "sorted").rglob("*.jpg"))) < 70:  # the rows come some 30 pictures later
+    while (copied := len(list((tmp_path / "sorted").rglob("*.jpg")))) < 45:  # the rows come some 30 pictures later
         assert first.poll() is None
         time.sleep(0.02)
     os.killpg(first.pid, signal.SIGINT)
     _, said = first.communicate()
-    assert first.returncode == 130
+    assert first.returncode == 130, f"{copied} copied when it was stopped: {said}"
     assert "Stopped. The same command goes on from here." in said
     assert "Traceback" not in said
     assert 0 < len(list(READERS["parquet"](out))) < 300
