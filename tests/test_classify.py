@@ -406,7 +406,9 @@ def test_ctrl_c_leaves_a_table_to_go_on_with(tmp_path: Path) -> None:
         (pictures / f"{number:03}.jpg").write_bytes(picture)
     command = [sys.executable, str(ROOT / "classify.py"), str(pictures), "--parquet", str(out)]
     command += ["--copy-to", str(tmp_path / "sorted")]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what runs behind it ignore it
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     while (copied := len(list((tmp_path / "sorted").rglob("*.jpg")))) < 45:  # the rows come some 30 pictures later
         assert first.poll() is None
         time.sleep(0.02)
