@@ -5,7 +5,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from gallery import (
     Item,
     arranged,
     look,
+    on_free_cores,
     overlays,
     sorted_pictures,
     standing,
@@ -292,13 +293,18 @@ def look_at_all(uploads: dict[str, UploadedFile], place: DeltaGenerator) -> dict
     new = [key for key in uploads if key not in items]
     if len(new) > 1:
         bar, started = place.progress(0.0, text="Looking at the pictures …"), time.monotonic()
-    for number, key in enumerate(new, 1):
-        with a_core():
-            items[key] = look(load_classifier(), uploads[key].name, uploads[key].getvalue())
-        if len(new) > 1:
-            left = (time.monotonic() - started) / number * (len(new) - number)
-            done = len(uploads) - len(new) + number
-            bar.progress(done / len(uploads), text=f"{done} of {len(uploads)} pictures, {left:.0f} s left")
+    classifier = load_classifier()
+
+    def look_at(key: str) -> Item:
+        return look(classifier, uploads[key].name, uploads[key].getvalue())
+
+    with closing(on_free_cores(look_at, new, free_cores())) as looked:
+        for number, (key, item) in enumerate(zip(new, looked, strict=True), 1):
+            items[key] = item
+            if len(new) > 1:
+                left = (time.monotonic() - started) / number * (len(new) - number)
+                done = len(uploads) - len(new) + number
+                bar.progress(done / len(uploads), text=f"{done} of {len(uploads)} pictures, {left:.0f} s left")
     if len(new) > 1:
         bar.empty()
     return {key: items[key] for key in uploads}

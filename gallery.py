@@ -1,13 +1,18 @@
 """Many pictures of one visitor: their answers, in what order to show them, and what to take home."""
 
+import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePosixPath
+from typing import TypeVar
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+import torch
 
 from gradcam import answer_png, explain
 from images import BadImage, open_picture
@@ -20,6 +25,9 @@ THUMBNAIL_SIDE = 300  # pixels; shown at half of that, for dense screens
 OVERLAY_SIDE = 800  # pixels; a hundred of them are held in memory at once
 MAX_NAME = 80  # characters of a picture's own name inside a ZIP
 MAX_NAME_BYTES = 200  # of the same; file systems take 255, and a number and a suffix are added
+
+Thing = TypeVar("Thing")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,30 @@ ORDERS: dict[str, Callable[[Prediction, Classifier], float]] = {
     "least like a meme first": lambda prediction, _: prediction.meme_probability,
     "most doubtful first": lambda prediction, classifier: abs(prediction.meme_probability - classifier.threshold),
 }
+
+
+def on_free_cores(
+    work: Callable[[Thing], Result], things: Iterable[Thing], free_core: AbstractContextManager[object]
+) -> Generator[Result, None, None]:
+    """Do some work on each of a visitor's things, on several cores at once, and give the results in their order.
+
+    What has not begun when the iterator is closed is never done.
+
+    Args:
+        work: what to do.
+        things: all are taken at once.
+        free_core: held while the work on one thing is done.
+    """
+
+    def on_a_core(thing: Thing) -> Result:
+        with free_core:
+            return work(thing)
+
+    pool = ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(on_a_core, things)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def look(classifier: Classifier, name: str, data: bytes) -> Item:
@@ -138,16 +170,19 @@ def overlays(
         classifier: whose answers they are.
         free_core: held while one picture is open.
     """
+
+    def painted(upload: tuple[int, tuple[str, bytes]]) -> tuple[str, bytes]:
+        number, (key, data) = upload
+        picture = open_picture(data)
+        (explanation,) = explain(classifier, [picture])
+        picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
+        return f"{number:04}_{safe_name(items[key].name)}.png", answer_png(classifier, picture, explanation)
+
+    good = [upload for upload in enumerate(uploads, 1) if isinstance(items[upload[1][0]].answer, Prediction)]
     buffer = BytesIO()
     with ZipFile(buffer, "w", ZIP_STORED) as archive:
-        for number, (key, data) in enumerate(uploads, 1):
-            if isinstance(items[key].answer, Prediction):
-                with free_core:
-                    picture = open_picture(data)
-                    (explanation,) = explain(classifier, [picture])
-                    picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
-                    content = answer_png(classifier, picture, explanation)
-                _add(archive, f"{number:04}_{safe_name(items[key].name)}.png", content)
+        for name, content in on_free_cores(painted, good, free_core):
+            _add(archive, name, content)
     return buffer.getvalue()
 
 

@@ -1,5 +1,6 @@
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from io import BytesIO
+from threading import Barrier, BoundedSemaphore, Event, Timer
 from zipfile import ZipFile
 
 import pytest
@@ -13,6 +14,7 @@ from gallery import (
     Item,
     arranged,
     look,
+    on_free_cores,
     overlays,
     safe_name,
     sorted_pictures,
@@ -47,6 +49,43 @@ def test_looking_gives_the_answer_and_a_small_picture(tiny_classifier: Classifie
         assert max(thumbnail.size) == THUMBNAIL_SIDE
     bad = look(tiny_classifier, "x.png", b"")
     assert (str(bad.answer), bad.thumbnail) == ("This file is empty.", None)
+
+
+def test_pictures_are_looked_at_by_all_cores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    all_here = Barrier(3)
+
+    def wait(number: int) -> int:
+        all_here.wait(20)  # raises where fewer than three work at once
+        return -number
+
+    assert list(on_free_cores(wait, range(6), nullcontext())) == [0, -1, -2, -3, -4, -5]
+
+
+def test_no_more_are_open_than_cores_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    free = BoundedSemaphore(1)
+
+    def is_alone(_: int) -> bool:
+        return not free.acquire(blocking=False)
+
+    assert all(on_free_cores(is_alone, range(9), free))
+    assert free.acquire(blocking=False)
+
+
+def test_what_has_not_begun_when_the_visitor_leaves_is_never_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    begun: list[int] = []
+    has_left = Event()
+
+    def begin(number: int) -> None:
+        begun.append(number)
+        assert number == 0 or has_left.wait(20)
+
+    with closing(on_free_cores(begin, range(9), nullcontext())) as results:
+        next(results)
+        Timer(1, has_left.set).start()  # by then, the rest is given up; closing waits for what has begun
+    assert len(begun) <= 2
 
 
 @pytest.mark.parametrize(
