@@ -5,10 +5,11 @@ import atexit
 import ctypes
 import gc
 import os
-from collections import Counter
+from collections import Counter, deque
 from contextlib import suppress
 from functools import cache
-from threading import BoundedSemaphore
+from threading import Event, Lock
+from typing import Self
 
 import streamlit as st
 from starlette.formparsers import MultiPartParser
@@ -37,10 +38,51 @@ gc.freeze()  # what is imported by now stays anyway, and would take each collect
 atexit.register(gc.unfreeze)
 
 
+class Cores:
+    """A semaphore that is handed to whoever has waited longest.
+
+    Python's own is taken by whoever comes first once it is free: by the next picture of the very gallery that freed
+    it, again and again, while somebody with one picture waits.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.free = count  # 0 while anybody waits
+        self.waiting: deque[Event] = deque()
+        self.lock = Lock()
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        """Take a core, having waited for it if need be; whether there was one."""
+        with self.lock:
+            if self.free:
+                self.free -= 1
+                return True
+            if not blocking:
+                return False
+            mine = Event()
+            self.waiting.append(mine)
+        mine.wait()
+        return True
+
+    def release(self) -> None:
+        """Give a core back."""
+        with self.lock:
+            if self.waiting:
+                self.waiting.popleft().set()
+            else:
+                self.free += 1
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
 @cache
-def free_cores() -> BoundedSemaphore:
+def free_cores() -> Cores:
     """One picture per core at a time, on the page and over HTTP: an open large picture can hold some 500 MB."""
-    return BoundedSemaphore(os.cpu_count() or 1)
+    return Cores(os.cpu_count() or 1)
 
 
 def forget_when_left() -> None:

@@ -1,6 +1,6 @@
 from contextlib import closing, nullcontext
 from io import BytesIO
-from threading import Barrier, BoundedSemaphore, Event, Timer
+from threading import Barrier, Event, Timer
 from zipfile import ZipFile
 
 import pytest
@@ -25,6 +25,7 @@ from gallery import (
 from gradcam import explain, overlay
 from images import BadImage, open_picture
 from model import MEME, NOT_MEME, NOT_SURE, Classifier, Prediction
+from visits import Cores
 
 
 def item(name: str, probability: float, verdict: str) -> Item:
@@ -64,7 +65,7 @@ def test_pictures_are_looked_at_by_all_cores_at_once(monkeypatch: pytest.MonkeyP
 
 def test_no_more_are_open_than_cores_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 3)
-    free = BoundedSemaphore(1)
+    free = Cores(1)
 
     def is_alone(_: int) -> bool:
         return not free.acquire(blocking=False)

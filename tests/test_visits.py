@@ -37,6 +37,29 @@ async def ask(address: str, pictures: list[bytes]) -> list[Shown]:
         return [await visitor.ask("picture.jpg", picture) for picture in pictures]
 
 
+def test_a_core_goes_to_whoever_has_waited_longest() -> None:
+    cores = visits.Cores(1)
+    order: list[str] = []
+
+    def look(who: str) -> None:
+        with cores:
+            order.append(who)
+
+    assert cores.acquire()
+    assert not cores.acquire(blocking=False)
+    others = [threading.Thread(target=look, args=(who,)) for who in ("first", "second")]
+    for number, other in enumerate(others, 1):
+        other.start()
+        while len(cores.waiting) < number:
+            time.sleep(0.01)
+    cores.release()
+    look("a gallery's next picture")
+    for other in others:
+        other.join()
+    assert order == ["first", "second", "a gallery's next picture"]
+    assert cores.acquire(blocking=False)
+
+
 # Sixteen threads at once take some memory; then glibc lists the arenas that it keeps memory in.
 TAKE_AND_LIST = """
 import ctypes, threading
