@@ -322,7 +322,8 @@ def show_gallery(items: dict[str, Item], uploads: dict[str, UploadedFile]) -> No
     shown = arranged(items, corrections, load_classifier(), wanted, order)
     pages = max(1, math.ceil(len(shown) / PER_PAGE))
     page_key = f"page-{chosen}-{order}"  # each begins with its first
-    st.session_state[page_key] = min(st.session_state.get(page_key, 1), pages)  # a correction can empty the last one
+    if st.session_state.get(page_key, 1) > pages:  # a correction has emptied the last one
+        st.session_state[page_key] = pages
     page = st.pagination(pages, key=page_key) if pages > 1 else 1
     numbers = {key: number for number, key in enumerate(items, 1)}  # as in the ZIPs
     if not shown:
