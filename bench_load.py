@@ -8,6 +8,7 @@ taking turns, a page of the usual kind (`bench_load_usual.py`). Linux only; need
 import argparse
 import asyncio
 import itertools
+import math
 import random
 import time
 import urllib.request
@@ -249,7 +250,7 @@ def measure(counts: list[int], seconds: float, pages: list[str]) -> None:
         print("|" + "---|" * 11)
         for count, page in itertools.product(counts, pages):
             tally = asyncio.run(crowd(scenes[page], count, seconds))
-            middle, slow, slowest = np.quantile(tally.seconds, (0.5, 0.95, 0.99))
+            middle, slow, slowest = np.quantile(tally.seconds or [math.nan], (0.5, 0.95, 0.99))  # none was in time
             cells: list[Any] = [page, count, len(tally.seconds), tally.wrong, tally.errors]
             cells += [f"{len(tally.seconds) / seconds:.1f}", f"{middle:.2f}", f"{slow:.2f}", f"{slowest:.2f}"]
             print("|", " | ".join(map(str, [*cells, f"{tally.memory[-1][2]:.0f}", tally.growth()])), "|", flush=True)
