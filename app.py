@@ -291,19 +291,19 @@ def look_at_all(uploads: dict[str, UploadedFile], place: DeltaGenerator) -> dict
     for key in items.keys() - uploads.keys():
         del items[key]
     new = [key for key in uploads if key not in items]
+    before = len(items)
     if len(new) > 1:
         bar, started = place.progress(0.0, text="Looking at the pictures …"), time.monotonic()
     classifier = load_classifier()
 
-    def look_at(key: str) -> Item:
-        return look(classifier, uploads[key].name, uploads[key].getvalue())
+    def look_at(key: str) -> None:
+        items[key] = look(classifier, uploads[key].name, uploads[key].getvalue())  # a rerun would lose a result
 
     with closing(on_free_cores(look_at, new, free_cores())) as looked:
-        for number, (key, item) in enumerate(zip(new, looked, strict=True), 1):
-            items[key] = item
+        for _ in looked:
             if len(new) > 1:
-                left = (time.monotonic() - started) / number * (len(new) - number)
-                done = len(uploads) - len(new) + number
+                done = len(items)
+                left = (time.monotonic() - started) / (done - before) * (len(uploads) - done)
                 bar.progress(done / len(uploads), text=f"{done} of {len(uploads)} pictures, {left:.0f} s left")
     if len(new) > 1:
         bar.empty()

@@ -4,15 +4,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePosixPath
+from threading import Event
 from typing import TypeVar
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
-
-import torch
 
 from gradcam import answer_png, explain
 from images import BadImage, open_picture
@@ -23,6 +22,7 @@ MAX_PICTURES = 100
 MAX_TOTAL_MEGABYTES = 100
 THUMBNAIL_SIDE = 300  # pixels; shown at half of that, for dense screens
 OVERLAY_SIDE = 800  # pixels; a hundred of them are held in memory at once
+MAX_AT_ONCE = 8  # of one visitor's pictures
 MAX_NAME = 80  # characters of a picture's own name inside a ZIP
 MAX_NAME_BYTES = 200  # of the same; file systems take 255, and a number and a suffix are added
 
@@ -57,7 +57,7 @@ def on_free_cores(
 ) -> Generator[Result, None, None]:
     """Do some work on each of a visitor's things, on several cores at once, and give the results in their order.
 
-    What has not begun when the iterator is closed is never done.
+    Closing the iterator waits for what has begun; the rest is never done.
 
     Args:
         work: what to do.
@@ -67,13 +67,17 @@ def on_free_cores(
 
     def on_a_core(thing: Thing) -> Result:
         with free_core:
+            if closed.is_set():  # while it waited for the core
+                raise CancelledError
             return work(thing)
 
-    pool = ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
+    closed = Event()
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_AT_ONCE))
     try:
-        yield from pool.map(on_a_core, things)
+        yield from pool.map(on_a_core, things)  # which cancels what has not begun
     finally:
-        pool.shutdown(cancel_futures=True)
+        closed.set()
+        pool.shutdown()
 
 
 def look(classifier: Classifier, name: str, data: bytes) -> Item:

@@ -1,4 +1,6 @@
+import dataclasses
 import re
+import tomllib
 from collections.abc import Iterator
 from threading import Event
 from typing import Any
@@ -19,6 +21,15 @@ from model import BadCheckpoint, Classifier
 @pytest.fixture
 def page() -> AppTest:
     return AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+
+
+@pytest.fixture
+def empty_caches() -> Iterator[None]:
+    st.cache_data.clear()
+    st.cache_resource.clear()
+    yield
+    st.cache_data.clear()
+    st.cache_resource.clear()
 
 
 def headers(page: AppTest) -> list[str]:
@@ -45,7 +56,9 @@ def test_the_page_starts_without_an_answer(page: AppTest) -> None:
 @pytest.mark.parametrize(
     ("example", "answer"), [("Cat meme", "Meme"), ("Mountains", "Not a meme"), ("Bar chart", "Not a meme")]
 )
-def test_an_example_is_answered_in_words_with_two_pictures(page: AppTest, example: str, answer: str) -> None:
+def test_an_example_is_answered_in_words_with_two_pictures(
+    page: AppTest, example: str, answer: str, classifier: Classifier
+) -> None:
     page.pills(key="example").select(example).run()
     assert not page.exception
     (header,) = headers(page)
@@ -53,6 +66,25 @@ def test_an_example_is_answered_in_words_with_two_pictures(page: AppTest, exampl
     assert "Probability that this is a meme: " in texts(page)
     assert len(page.get("image")) == 3  # picture, heatmap, legend
     assert "red: strong" in texts(page)
+    low, high = classifier.not_sure
+    assert f"Up to {low:.0%}: not a meme · in between: not sure · from {high:.0%} on: meme." in texts(page)
+    assert "often misjudged" not in texts(page)
+
+
+@pytest.mark.usefixtures("empty_caches")
+def test_doubt_is_an_answer(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Classifier, "load", lambda: dataclasses.replace(classifier, not_sure=(0.0, 1.0)))
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    page.pills(key="example").select("Cat meme").run()
+    assert headers(page) == ["Not sure"]
+    assert "Pictures with a probability like this one are often misjudged" in texts(page)
+
+
+def test_the_strength_of_the_evidence_is_put_in_words(page: AppTest) -> None:
+    page.pills(key="example").select("Cat meme").run()
+    assert "Evidence for a meme: strong" in str(page.get("image")[1].proto)
+    evidence(page).select("not_meme").run()
+    assert "Evidence against a meme: strong" not in str(page.get("image")[1].proto)
 
 
 def test_an_upload_is_answered_and_replaces_the_example(page: AppTest) -> None:
@@ -243,8 +275,7 @@ def test_a_correction_that_empties_the_last_page_leads_to_the_one_before(page: A
     pagination: Any = next(iter(page.get("pagination")))
     pagination.set_value(3).run()
     assert names(page) == ["40.png"]
-    (last,) = page.session_state["items"].keys() - list(page.session_state["items"])[:40]
-    page.session_state["corrections"][last] = "meme"
+    page.session_state["corrections"][page.session_state["came"][-1]] = "meme"
     page.run()
     assert not page.exception
     assert names(page) == [f"{seed}.png" for seed in range(20, 40)]
@@ -264,13 +295,12 @@ def test_past_the_limit_the_page_says_so(page: AppTest) -> None:
     assert "Cannot be read: 100" in page.markdown[-1].value
 
 
+@pytest.mark.usefixtures("empty_caches")
 def test_a_missing_checkpoint_gets_its_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def load() -> None:
         raise BadCheckpoint("There is no checkpoint.")
 
     monkeypatch.setattr(Classifier, "load", load)
-    st.cache_data.clear()
-    st.cache_resource.clear()
     page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
     page.pills(key="example").select("Mountains").run()
     assert [error.value for error in page.error] == ["There is no checkpoint."]
@@ -318,4 +348,5 @@ def test_an_animation_says_that_one_frame_was_judged(page: AppTest) -> None:
 
 
 def test_the_server_limits_what_the_page_promises() -> None:
-    assert f"maxUploadSize = {MAX_MEGABYTES}" in (ROOT / ".streamlit" / "config.toml").read_text()
+    settings = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
+    assert settings["server"]["maxUploadSize"] == MAX_MEGABYTES
