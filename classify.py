@@ -2,8 +2,8 @@
 
 A PATH is a picture, a folder, which is searched with all its sub-folders, a pattern like '**/*.jpg', or -
 for a list on standard input, one path in each line or, as `find -print0` writes it, before each NUL. Nothing is
-ever moved, changed or overwritten. Stopped with Ctrl-C, or in any other way, the same command goes on where it
-stopped.
+ever moved, changed or overwritten. With a table, the same command goes on where it was stopped (Parquet: only if by
+Ctrl-C; not on a cluster).
 """
 
 import argparse
@@ -34,7 +34,7 @@ from engine import engine, load_fastest
 from gradcam import Explanation, answer_png, explain_inputs, with_frame
 from images import SUFFIXES, BadImage, find_pictures, open_picture, squash
 from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
-from tables import AS_IT_CAME, READERS, BadTable, CsvTable, Row, Table, open_table, row_of
+from tables import AS_IT_CAME, READERS, BadTable, CsvTable, Row, Table, open_table, read_table, row_of
 
 BATCH = 16
 VERDICTS = (MEME, NOT_MEME, NOT_SURE)
@@ -108,13 +108,19 @@ def in_order(
             result.cancel()
 
 
-def find(pattern: str) -> list[Path]:
-    """The files that one PATH of the command line means."""
-    if pattern == "-":
+def with_listed(patterns: list[str]) -> Iterator[str]:
+    """Each PATH of the command line; in place of -, those of the list on standard input."""
+    for pattern in patterns:
+        if pattern != "-":
+            yield pattern
+            continue
         listed = sys.stdin.buffer.read()
-        split = listed.split(b"\0") if b"\0" in listed else listed.replace(b"\r\n", b"\n").split(b"\n")
-        lines = [os.fsdecode(line) for line in split if line]
-        return [found for line in lines for found in find(line if line != "-" else "./-")]
+        lines = listed.split(b"\0") if b"\0" in listed else listed.replace(b"\r\n", b"\n").split(b"\n")
+        yield from (os.fsdecode(line) for line in lines if line)
+
+
+def find(pattern: str) -> list[Path]:
+    """The files that one PATH means."""
     if os.path.isdir(pattern):  # noqa: PTH112  (Path.is_dir can raise)
         return find_pictures(Path(pattern))
     if glob.has_magic(pattern) and not os.path.lexists(pattern):
@@ -255,6 +261,8 @@ def open_tables(
     asked = set(map(str, paths))
     tables: list[tuple[Table, dict[str, Row]]] = []
     for kind, file in files.items():
+        read_table(file.resolve(), kind, sha256)  # else the first would have been changed when another is refused
+    for kind, file in files.items():
         tables.append(open_table(file, kind, sha256, asked))
         stack.callback(tables[-1][0].close)
     if not tables:
@@ -314,7 +322,7 @@ def pictures_for(arguments: argparse.Namespace, tables: list[Path]) -> list[Path
     overlays = [os.path.realpath(arguments.overlays) + os.sep] if arguments.overlays else []
     tables_at = {os.path.realpath(file): file for file in tables}
     paths, earlier = list[Path](), 0
-    for path in dict.fromkeys(found for pattern in arguments.paths for found in find(pattern)):
+    for path in dict.fromkeys(found for pattern in with_listed(arguments.paths) for found in find(pattern)):
         real = os.path.realpath(path)
         if real in tables_at:
             raise BadTable(f"{tables_at[real]} is one of the pictures.")
@@ -371,7 +379,7 @@ def run_on_cluster(arguments: argparse.Namespace) -> int:
     try:
         paths = [
             found
-            for pattern in arguments.paths
+            for pattern in with_listed(arguments.paths)
             for found in (find_at(pattern) if is_address(pattern) else map(str, find(pattern)))
         ]
         return summary(*classify_on_cluster(dict.fromkeys(paths), arguments.checkpoint, target, kind))

@@ -125,7 +125,7 @@ def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, k
 
     Raises:
         BadTable: if there is something at the target.
-        BadAddress: if the target cannot be reached.
+        BadAddress: if the target or the cluster cannot be reached.
         BadCheckpoint: if the checkpoint cannot be used.
     """
     files, place = file_system_of(target)
@@ -137,7 +137,8 @@ def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, k
         return 0, 0
     side = Classifier.load(checkpoint).preprocessing.input_size
     items = [{"path": os.fsencode(p), "place": os.fsencode(p if is_address(p) else Path(p).absolute())} for p in paths]
-    ray.init(runtime_env={"py_modules": [str(HERE / f"{name}.py") for name in MODULES]}, log_to_driver=False)
+    with named(f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}"):
+        ray.init(runtime_env={"py_modules": [str(HERE / f"{name}.py") for name in MODULES]}, log_to_driver=False)
     try:
         cores = int(ray.cluster_resources().get("CPU", 1))
         listed = ray.data.from_items(items, override_num_blocks=math.ceil(len(items) / BLOCK) or 1)

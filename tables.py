@@ -223,6 +223,24 @@ def _begin_parquet(path: Path, rows: list[Row]) -> Table:
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {"csv": read_csv, "json": read_json, "parquet": read_parquet}
 
 
+def read_table(path: Path, kind: str, sha256: str) -> list[Row]:
+    """The rows of a table that is to be gone on with; none of one that is new.
+
+    Raises:
+        BadTable: if there is something that is no such table, or one of another checkpoint.
+    """
+    try:
+        # An empty one is of a run that was killed before its first row.
+        rows = list(READERS[kind](path)) if path.exists() and path.stat().st_size else []
+    except (ValueError, TypeError, OSError, csv.Error) as error:  # Arrow's errors are among the first and third
+        raise BadTable(f"{path} is there already and is no {kind} table of this command's.") from error
+    if path.exists() and not path.is_file():
+        raise BadTable(f"{path} is not a file.")
+    if any(row.checkpoint != sha256[:12] for row in rows):
+        raise BadTable(f"{path} has answers of another checkpoint; name another file for this one's.")
+    return rows
+
+
 def open_table(path: Path, kind: str, sha256: str, asked: Collection[str]) -> tuple[Table, dict[str, Row]]:
     """Begin a table, or go on with one of the same checkpoint that was interrupted.
 
@@ -242,15 +260,7 @@ def open_table(path: Path, kind: str, sha256: str, asked: Collection[str]) -> tu
         OSError: if it cannot be written.
     """
     path = path.resolve()
-    try:
-        # An empty one is of a run that was killed before its first row.
-        rows = list(READERS[kind](path)) if path.exists() and path.stat().st_size else []
-    except (ValueError, TypeError, OSError, csv.Error) as error:  # Arrow's errors are among the first and third
-        raise BadTable(f"{path} is there already and is no {kind} table of this command's.") from error
-    if path.exists() and not path.is_file():
-        raise BadTable(f"{path} is not a file.")
-    if any(row.checkpoint != sha256[:12] for row in rows):
-        raise BadTable(f"{path} has answers of another checkpoint; name another file for this one's.")
+    rows = read_table(path, kind, sha256)
     written = path.stat().st_mtime_ns if rows else 0
     by_path = {row.path: row for row in rows}
     good = {p: row for p, row in by_path.items() if p in asked and not (row.error or _is_newer(p, written))}

@@ -382,6 +382,18 @@ def test_failed_files_are_tried_again(
     assert not any(row["error"] for row in rows_of(tmp_path / "a.csv"))
 
 
+def test_a_run_that_is_refused_changes_no_table(
+    tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, notes = tmp_path / "a.csv", tmp_path / "b.json"
+    assert run(monkeypatch, classify.main, tiny_classifier, tmp_path / "gone.png", "--csv", table) == 1
+    before = table.read_bytes()
+    notes.write_text("my notes")
+    arguments = (tmp_path / "gone.png", "--csv", table, "--json", notes)
+    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 2
+    assert (table.read_bytes(), notes.read_text()) == (before, "my notes")
+
+
 def test_who_stops_early_does_not_wait_for_what_has_not_begun() -> None:
     begun = []
 

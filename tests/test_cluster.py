@@ -35,7 +35,8 @@ def two_workers() -> Iterator[Cluster]:
 
 def start(address: str, *arguments: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "classify.py"), *map(str, arguments), "--engine", "ray"]
-    return subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": address}, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"RAY_ADDRESS": address}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_lost_worker_loses_and_doubles_no_picture(
@@ -72,8 +73,8 @@ def test_addresses_are_read_and_written(
 ) -> None:
     """Without an address of a cluster, Ray starts one on this machine."""
     table = tmp_path / "table"
-    running = start("local", (ROOT / "examples").as_uri(), f"--{kind}", table.as_uri())
-    _, errors = running.communicate(timeout=120)
+    running = start("local", "-", f"--{kind}", table.as_uri())
+    _, errors = running.communicate((ROOT / "examples").as_uri() + "\n", timeout=120)
     assert running.returncode == 0, errors
     rows = pd.dataset(table, format=kind).to_table().to_pylist()
     pictures = find_pictures(ROOT / "examples")
@@ -83,6 +84,19 @@ def test_addresses_are_read_and_written(
     again = ((ROOT / "examples").as_uri(), f"--{kind}", table.as_uri(), "--engine", "ray")
     assert run(monkeypatch, classify.main, None, *again) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_a_cluster_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("Nobody is there")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    arguments = (ROOT / "examples", "--engine", "ray", "--csv", tmp_path / "table")
+    assert run(monkeypatch, classify.main, None, *arguments) == 2
+    assert capsys.readouterr().err == "classify.py: error: RAY_ADDRESS=auto cannot be used: Nobody is there.\n"
 
 
 def test_no_pictures_need_no_cluster(tmp_path: Path) -> None:

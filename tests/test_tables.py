@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import tables
 from images import BadImage
 from model import MEME, NOT_SURE, Prediction
 from tables import READERS, BadTable, Row, csv_text, open_table, row_of
@@ -42,6 +43,16 @@ def test_rows_come_back_as_they_were_written(kind: str, tmp_path: Path) -> None:
     table.close()
     assert list(READERS[kind](path)) == [*good, more]
     assert [file.name for file in tmp_path.iterdir()] == ["table"]
+
+
+def test_a_long_parquet_table_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "ROW_GROUP", 2)
+    rows = [row_of(f"{number}.png", Prediction(MEME, 0.9, MEME), SHA) for number in range(5)]
+    table, _ = open_table(tmp_path / "table", "parquet", SHA, [])
+    for row in rows:
+        table.write(row)
+    table.close()
+    assert list(READERS["parquet"](tmp_path / "table")) == rows
 
 
 @pytest.mark.parametrize("kind", READERS)
