@@ -234,7 +234,7 @@ def main() -> int:
         languages = read_languages(arguments.languages) if arguments.languages else {}
     except BadCheckpoint as error:
         parser.error(str(error))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         parser.error(f"{arguments.languages} is not a readable table with the columns file and language: {error}")
 
     read: list[LabelledPicture] = []

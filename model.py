@@ -313,10 +313,9 @@ def save_checkpoint(
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a checkpoint, and beside it its digest, as `sha256sum --check` reads it."""
-    recorded = digest_beside(path)
-    recorded.unlink(missing_ok=True)
     save_whole(checkpoint, path)
-    recorded.write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n", encoding="ascii")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest_beside(path).write_text(f"{sha256}  {path.name}\n", encoding="ascii")
 
 
 def digest_beside(path: Path) -> Path:
@@ -329,4 +328,5 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save(content, partial)
+    digest_beside(path).unlink(missing_ok=True)  # of what was there before
     partial.replace(path)

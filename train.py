@@ -657,7 +657,6 @@ def main() -> int:
         certain={picture.path for picture in more},
         captions={path: boxes for folder in arguments.drawn for path, boxes in read_captions(folder).items()},
     )
-    draw_history(arguments.plot, histories)
     network = without_groups(average.get_submodule("network"))
     centre_classifier(network)
     network.half().float()  # as it will be saved
@@ -683,6 +682,7 @@ def main() -> int:
             "validation_accuracy": asdict(accuracy),
         },
     )
+    draw_history(arguments.plot, histories)
     print(f"{arguments.out}: {accuracy.value:.1%} of {len(is_meme)} validation pictures right")
     print(f"SHA-256 {Classifier.load(arguments.out).sha256}")
     return 0

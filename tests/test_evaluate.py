@@ -122,7 +122,9 @@ def test_an_empty_folder_is_wrong_usage(
     assert "there are no pictures" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("table", [b"path,tongue\na,b\n", "file,language\né,fr\n".encode("latin-1")])
+@pytest.mark.parametrize(
+    "table", [b"path,tongue\na,b\n", b"language,file\nen\n", "file,language\né,fr\n".encode("latin-1")]
+)
 def test_a_table_without_languages_is_wrong_usage(
     table: bytes, folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

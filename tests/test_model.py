@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import errno
 import hashlib
 import math
 import pickle
@@ -28,6 +29,7 @@ from model import (
     build_network,
     digest_beside,
     for_inference,
+    write_checkpoint,
 )
 from model import save_checkpoint as save
 
@@ -157,6 +159,22 @@ def test_a_checkpoint_is_the_one_whose_digest_is_recorded(saved: tuple[Path, tor
         recorded.write_bytes(content)
         with pytest.raises(BadCheckpoint, match=r"copy\.pth is not the one whose digest copy\.pth\.sha256 records"):
             Classifier.load(path)
+
+
+def test_a_checkpoint_that_cannot_be_saved_leaves_the_old_one_and_its_digest(
+    saved: tuple[Path, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copy(saved[0], tmp_path))
+    recorded = Path(shutil.copy(digest_beside(saved[0]), tmp_path))
+    before = path.read_bytes(), recorded.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_checkpoint({}, path)
+    assert (path.read_bytes(), recorded.read_bytes()) == before
 
 
 def test_the_shipped_checkpoints_digest_is_recorded() -> None:
