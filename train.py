@@ -19,7 +19,6 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,33 +56,27 @@ from teacher import Imitator, Teacher
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """A stretch of training at one resolution."""
-
-    input_size: int  # pixels
-    pictures: int
-
-
-@dataclass(frozen=True, slots=True)
 class Course:
     """How one of the two networks is trained.
 
     Attributes:
-        stages: one after the other.
+        input_size: in pixels.
+        pictures: how many to draw.
         learning_rate: at its peak, see `schedule`.
         ema_decay: of the running average of the weights, which is what is kept.
         fall: share of all steps in which the rate falls to zero.
     """
 
-    stages: tuple[Stage, ...]
+    input_size: int
+    pictures: int
     learning_rate: float
     ema_decay: float
     fall: float
 
 
-TEACHER = Course((Stage(TEACHER_INPUT_SIZE, 19_200),), 3e-4, 0.99, 0.3)  # longer, it gets worse on new sources
+TEACHER = Course(TEACHER_INPUT_SIZE, 19_200, 3e-4, 0.99, 0.3)  # longer, it gets worse on new sources
 TEACHERS = 2  # runs, whose weights are averaged
-STUDENT = Course((Stage(160, 76_800),), 1e-3, 0.998, 0)
+STUDENT = Course(160, 76_800, 1e-3, 0.998, 0)
 BATCH = 64
 WARM_UP = 0.04  # share of all steps
 WEIGHT_DECAY = 0.05
@@ -208,26 +201,10 @@ def balanced_weights(pictures: list[LabelledPicture]) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Pictures to learn from.
-
-    Attributes:
-        inputs: the network's and its teachers', of shape (N, 3, S, S), by S.
-        truth: what `loss_of` takes.
-        places: what `lost` takes.
-    """
-
-    inputs: dict[int, Tensor]
-    truth: Tensor
-    places: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class Progress:
     """Where a run stood; the loss is the mean since the one before, the rest is of the averaged network."""
 
     pictures: int  # drawn so far
-    input_size: int  # pixels
     loss: float
     validation_accuracy: float  # at the threshold of even odds
     validation_auroc: float
@@ -247,7 +224,7 @@ def train(
     captions: dict[Path, list[Box]] | None = None,
     seed: int = SEED,
 ) -> tuple[nn.Module, list[Progress]]:
-    """Run all stages of a course, or what is left of them; return the averaged network, and its history.
+    """Run a course, or what is left of it; return the averaged network, and its history.
 
     Args:
         network: (N, 3, S, S) -> logits of the classes and the groups, and a feature map; trained in place.
@@ -271,7 +248,7 @@ def train(
     run = {
         "data": fingerprint(pictures),
         "held_out": fingerprint(held_out),
-        "course": in_words(course),
+        "course": asdict(course),
         "teachers": [
             digest(weights.cpu().contiguous().numpy().tobytes() for weights in teacher.state_dict().values())
             for teacher, _ in teachers
@@ -284,66 +261,75 @@ def train(
     if resume and state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)
         if saved["run"] != run:
-            raise SystemExit(f"{state} is of a run on other pictures, stages or teachers; delete it to start anew.")
+            raise SystemExit(f"{state} is of a run on other pictures, steps or teachers; delete it to start anew.")
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         step = saved["step"]
         history, losses = [Progress(**entry) for entry in saved["history"]], saved["losses"]
 
-    ends = [total // BATCH for total in accumulate(stage.pictures for stage in course.stages)]
+    steps = course.pictures // BATCH
+    sizes = {course.input_size, *(size for _, size in teachers)}
+    stream = TrainingStream(pictures, sizes, step, unlabelled=unlabelled, certain=certain, captions=captions, seed=seed)
+    workers = 1 if device.type == "cpu" else 8
+    loader = DataLoader(stream, BATCH, num_workers=workers, prefetch_factor=4)
+    batches: Iterator[tuple[dict[int, Tensor], Tensor, Tensor]] = iter(loader) if step < steps else iter(())
     saved_at = time.monotonic()
-    bar = tqdm(total=ends[-1], initial=step, unit="step", smoothing=0.05)
-    for stage, end in zip(course.stages, ends, strict=True):
-        sizes = {stage.input_size, *(size for _, size in teachers)}
-        stream = TrainingStream(
-            pictures, sizes, step, unlabelled=unlabelled, certain=certain, captions=captions, seed=seed
-        )
-        workers = 1 if device.type == "cpu" else 8
-        loader = DataLoader(stream, BATCH, num_workers=workers, prefetch_factor=4)
-        batches: Iterator[tuple[dict[int, Tensor], Tensor, Tensor]] = iter(loader) if step < end else iter(())
-        while step < end:
-            inputs, truth, places = next(batches)  # {S: (BATCH, 3, S, S)}, (BATCH, 3), (BATCH, h, w)
-            free = (truth[:, 0] == NO_LABEL).nonzero()[:, 0].tolist()
-            batch = Batch(mix(inputs, free, random.Random(f"{seed}-{step}")), truth.to(device), places.to(device))
-            for group in optimizer.param_groups:
-                group["lr"] = course.learning_rate * schedule(step / ends[-1], course.fall)
-            network.train()
-            loss = lesson(network, teachers, batch, stage.input_size)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            average.update_parameters(network)
-            step += 1
-            bar.update()
-            losses.append(loss.item())
-            bar.set_postfix(loss=f"{losses[-1]:.3f}", size=stage.input_size)
-            if step % VALIDATE_EVERY == 0 or step == end:
-                accuracy, area = validate(average.module, Preprocessing(stage.input_size), held_out, device)
-                history.append(Progress(step * BATCH, stage.input_size, float(np.mean(losses)), accuracy, area))
-                losses = []
-            if time.monotonic() - saved_at > SAVE_EVERY or step == end:
-                written = {"run": run, "step": step, "history": [asdict(entry) for entry in history], "losses": losses}
-                save_whole(written | {name: part.state_dict() for name, part in parts.items()}, state)
-                saved_at = time.monotonic()
+    bar = tqdm(total=steps, initial=step, unit="step", smoothing=0.05)
+    while step < steps:
+        inputs, truth, places = next(batches)  # {S: (BATCH, 3, S, S)}, (BATCH, 3), (BATCH, h, w)
+        free = (truth[:, 0] == NO_LABEL).nonzero()[:, 0].tolist()
+        for group in optimizer.param_groups:
+            group["lr"] = course.learning_rate * schedule(step / steps, course.fall)
+        network.train()
+        mixed = mix(inputs, free, random.Random(f"{seed}-{step}"))
+        loss = lesson(network, course.input_size, teachers, mixed, truth=truth.to(device), places=places.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        average.update_parameters(network)
+        step += 1
+        bar.update()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        if step % VALIDATE_EVERY == 0 or step == steps:
+            accuracy, area = validate(average.module, Preprocessing(course.input_size), held_out, device)
+            history.append(Progress(step * BATCH, float(np.mean(losses)), accuracy, area))
+            losses = []
+        if time.monotonic() - saved_at > SAVE_EVERY or step == steps:
+            written = {"run": run, "step": step, "history": [asdict(entry) for entry in history], "losses": losses}
+            save_whole(written | {name: part.state_dict() for name, part in parts.items()}, state)
+            saved_at = time.monotonic()
     finished: nn.Module = average.module.eval().requires_grad_(False)
     return finished, history
 
 
 def lesson(
     network: nn.Module,
-    teachers: Sequence[tuple[nn.Module, int]],
-    batch: Batch,
     input_size: int,
+    teachers: Sequence[tuple[nn.Module, int]],
+    inputs: dict[int, Tensor],
+    *,
+    truth: Tensor,
+    places: Tensor,
 ) -> Tensor:
-    """The loss of one batch; see `train` for the networks, `taught_by`, `loss_of` and `lost` for the rest."""
-    device = batch.truth.device
-    taught, taught_map = taught_by(teachers, batch.inputs, device) if teachers else (None, None)
+    """The loss of one batch.
+
+    Args:
+        network: see `train`.
+        input_size: its own, in pixels.
+        teachers: what `taught_by` takes.
+        inputs: the network's and its teachers', of shape (N, 3, S, S), by S.
+        truth: what `loss_of` takes.
+        places: what `lost` takes.
+    """
+    device = truth.device
+    taught, taught_map = taught_by(teachers, inputs, device) if teachers else (None, None)
     with fastest_autocast(device):
-        logits, feature_map, *by_cell = network(batch.inputs[input_size].to(device, memory_format=torch.channels_last))
-    loss = loss_of(logits.float(), batch.truth, taught)
+        logits, feature_map, *by_cell = network(inputs[input_size].to(device, memory_format=torch.channels_last))
+    loss = loss_of(logits.float(), truth, taught)
     if isinstance(network, Imitator) and taught_map is not None:
         loss = loss + FEATURE_WEIGHT * network.distance(feature_map.float(), taught_map)
-        loss = loss + PLACE_WEIGHT * lost(by_cell[0].float(), batch.places)
+        loss = loss + PLACE_WEIGHT * lost(by_cell[0].float(), places)
     return loss
 
 
@@ -367,11 +353,6 @@ def lost(by_cell: Tensor, places: Tensor) -> Tensor:
     inside = chances.masked_fill(places.flatten(1) == 0, -math.inf)
     known = places.flatten(1).any(1)
     return -inside[known].logsumexp(1).sum() / len(places)
-
-
-def in_words(course: Course) -> dict[str, Any]:
-    """A course as it is kept in files."""
-    return asdict(course) | {"stages": [asdict(stage) for stage in course.stages]}
 
 
 def taught_by(
@@ -459,10 +440,6 @@ def draw_history(path: Path, histories: dict[str, list[Progress]]) -> None:
         right.plot(drawn, [entry.validation_auroc for entry in history], marker=".", label="AUROC")
         right.set(title=f"Validation of the {name}", xlabel="pictures drawn")
         right.legend()
-        for before, after in pairwise(history):
-            if before.input_size != after.input_size:
-                for ax in (left, right):
-                    ax.axvline(before.pictures, color="grey", linewidth=1, linestyle="--")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
 
@@ -676,8 +653,8 @@ def main() -> int:
             "drawn": dict(Counter(picture.label for picture in more)),
             "unlabelled": len(unlabelled),
             "data_sha256": fingerprint(pictures),
-            "teacher": in_words(TEACHER),
-            "student": in_words(STUDENT),
+            "teacher": asdict(TEACHER),
+            "student": asdict(STUDENT),
             "histories": {name: [asdict(entry) for entry in history] for name, history in histories.items()},
             "validation_accuracy": asdict(accuracy),
         },

@@ -22,7 +22,7 @@ from calibrate import calibrate
 from engine import TORCH
 from evaluate import LabelledPicture, read_folder
 from model import CLASSES, DEFAULT_CHECKPOINT, MEME, NOT_MEME, Classifier, Preprocessing, build_network
-from train import Course, Stage, TrainingStream, balanced_weights, hold_out, of_unknown_sources
+from train import Course, TrainingStream, balanced_weights, hold_out, of_unknown_sources
 
 
 def labelled(label: str, source: str, count: int, group: str = "group") -> list[LabelledPicture]:
@@ -246,9 +246,9 @@ def test_centring_changes_no_probability() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two teachers' steps, then two stages of two steps of four pictures each, saved after every step."""
-    monkeypatch.setattr(train, "TEACHER", Course((Stage(192, 4),), 1e-4, 0.9, 0.3))
-    monkeypatch.setattr(train, "STUDENT", Course((Stage(32, 8), Stage(64, 8)), 1e-3, 0.9, 0))
+    """Two teachers' steps, then four steps of four pictures, saved after each."""
+    monkeypatch.setattr(train, "TEACHER", Course(192, 4, 1e-4, 0.9, 0.3))
+    monkeypatch.setattr(train, "STUDENT", Course(64, 16, 1e-3, 0.9, 0))
     monkeypatch.setattr(train, "BATCH", 4)
     monkeypatch.setattr(train, "INPUT_SIZE", 64)
     monkeypatch.setattr(train, "SAVE_EVERY", -1)
@@ -259,7 +259,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Interrupted in the first step of either teacher, in that of their pupil and in its second stage."""
+    """Interrupted in the first step of either teacher, in that of their pupil and in its last."""
     init = tmp_path / "init.pth"
     torch.manual_seed(0)
     weights = build_network().state_dict()
@@ -275,6 +275,7 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
         return validated[-1]
 
     monkeypatch.setattr(train, "validate", spy)
+    monkeypatch.setattr(train, "VALIDATE_EVERY", 2)
 
     def interrupted(progress: float, fall: float) -> float:
         calls.append(progress)
@@ -295,11 +296,16 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
 
     classifier = Classifier.load(out)
     assert classifier.preprocessing.input_size == 64
-    stages = [{"input_size": 32, "pictures": 8}, {"input_size": 64, "pictures": 8}]
-    assert classifier.about["student"]["stages"] == stages
+    assert classifier.about["student"] == {
+        "input_size": 64,
+        "pictures": 16,
+        "learning_rate": 1e-3,
+        "ema_decay": 0.9,
+        "fall": 0,
+    }
     history = [entry for history in classifier.about["histories"].values() for entry in history]
     assert [(e["validation_accuracy"], e["validation_auroc"]) for e in history] == validated
-    assert [(e["pictures"], e["input_size"]) for e in history] == [(4, 192), (4, 192), (8, 32), (16, 64)]
+    assert [entry["pictures"] for entry in history] == [4, 4, 8, 16]
     assert 0 <= classifier.not_sure[0] <= classifier.threshold <= classifier.not_sure[1] <= 1
     (prediction,) = classifier.predict([noise(60, 40)])
     assert math.isfinite(prediction.meme_probability)
@@ -362,8 +368,8 @@ def test_the_sources_that_training_knew_do_not_calibrate(
         return calibrate(network, preprocessing, pictures)
 
     monkeypatch.setattr(train, "calibrate", spy)
-    monkeypatch.setattr(train, "TEACHER", Course((Stage(192, 4),), 1e-4, 0.9, 0.3))
-    monkeypatch.setattr(train, "STUDENT", Course((Stage(32, 4),), 1e-3, 0.9, 0))
+    monkeypatch.setattr(train, "TEACHER", Course(192, 4, 1e-4, 0.9, 0.3))
+    monkeypatch.setattr(train, "STUDENT", Course(32, 4, 1e-3, 0.9, 0))
     monkeypatch.setattr(train, "BATCH", 4)  # and the teacher compiled, where that can be done
     monkeypatch.setattr(train, "TEACHERS", 1)
     arguments = ("--val", validation, "--out", tmp_path / "out.pth", "--plot", tmp_path / "training.png")
