@@ -34,7 +34,7 @@ from engine import engine, load_fastest
 from gradcam import Explanation, answer_png, explain_inputs, with_frame
 from images import SUFFIXES, BadImage, find_pictures, open_picture, squash
 from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
-from tables import AS_IT_CAME, READERS, BadTable, CsvTable, Row, Table, open_table, read_table, row_of
+from tables import AS_IT_CAME, READERS, BadTable, CsvTable, Row, Table, begin_table, read_table, row_of
 
 BATCH = 16
 VERDICTS = (MEME, NOT_MEME, NOT_SURE)
@@ -260,10 +260,9 @@ def open_tables(
     """The tables to write, each with the rows of these pictures that it has already; else standard output."""
     asked = set(map(str, paths))
     tables: list[tuple[Table, dict[str, Row]]] = []
+    rows = {kind: read_table(file, kind, sha256) for kind, file in files.items()}  # before any is changed
     for kind, file in files.items():
-        read_table(file.resolve(), kind, sha256)  # else the first would have been changed when another is refused
-    for kind, file in files.items():
-        tables.append(open_table(file, kind, sha256, asked))
+        tables.append(begin_table(file, kind, rows[kind], asked))
         stack.callback(tables[-1][0].close)
     if not tables:
         if isinstance(sys.stdout, TextIOWrapper):

@@ -226,9 +226,15 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {"csv": read_csv, "json": 
 def read_table(path: Path, kind: str, sha256: str) -> list[Row]:
     """The rows of a table that is to be gone on with; none of one that is new.
 
+    Args:
+        path: where it lies or is to lie.
+        kind: one of `READERS`.
+        sha256: of the checkpoint that will answer.
+
     Raises:
         BadTable: if there is something that is no such table, or one of another checkpoint.
     """
+    path = path.resolve()
     try:
         # An empty one is of a run that was killed before its first row.
         rows = list(READERS[kind](path)) if path.exists() and path.stat().st_size else []
@@ -241,26 +247,24 @@ def read_table(path: Path, kind: str, sha256: str) -> list[Row]:
     return rows
 
 
-def open_table(path: Path, kind: str, sha256: str, asked: Collection[str]) -> tuple[Table, dict[str, Row]]:
-    """Begin a table, or go on with one of the same checkpoint that was interrupted.
+def begin_table(path: Path, kind: str, rows: list[Row], asked: Collection[str]) -> tuple[Table, dict[str, Row]]:
+    """Begin a table, or go on with one that was interrupted.
 
     Pictures asked for that could not be read, or are newer than the table, are to be answered again, so their rows go.
 
     Args:
         path: where it lies or is to lie.
         kind: one of `READERS`.
-        sha256: of the checkpoint that will answer.
+        rows: what `read_table` gives of it.
         asked: the paths of the pictures to answer; rows of others stay.
 
     Returns:
         The table, and the rows that it has already of what is asked for, by their paths.
 
     Raises:
-        BadTable: if there is something that is no such table, or one of another checkpoint.
         OSError: if it cannot be written.
     """
     path = path.resolve()
-    rows = read_table(path, kind, sha256)
     written = path.stat().st_mtime_ns if rows else 0
     by_path = {row.path: row for row in rows}
     good = {p: row for p, row in by_path.items() if p in asked and not (row.error or _is_newer(p, written))}

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import tables
 from images import BadImage
 from model import MEME, NOT_SURE, Prediction
-from tables import READERS, BadTable, Row, csv_text, open_table, row_of
+from tables import READERS, BadTable, Row, Table, begin_table, csv_text, read_table, row_of
 
 SHA = "0123456789abcdef"
 ROWS = [
@@ -19,6 +20,10 @@ ROWS = [
     row_of("猫.png", Prediction(MEME, 0.0, MEME), SHA),
 ]
 NAMES = {row.path for row in ROWS}
+
+
+def open_table(path: Path, kind: str, sha256: str, asked: Collection[str]) -> tuple[Table, dict[str, Row]]:
+    return begin_table(path, kind, read_table(path, kind, sha256), asked)
 
 
 def test_a_row_says_what_the_answer_says() -> None:
