@@ -16,25 +16,26 @@ from PIL import Image
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
+from borders import content_box
 from gallery import (
     MAX_NAME,
     MAX_PICTURES,
     MAX_TOTAL_MEGABYTES,
-    ORDERS,
+    SORT_KEYS,
     Item,
-    arranged,
-    look,
-    on_free_cores,
+    classify_upload,
+    count_within_limits,
+    final_verdicts,
+    map_on_free_cores,
     overlays,
-    sorted_pictures,
-    standing,
+    sort_items,
+    sorted_zip,
     table,
-    within_limits,
 )
 from gradcam import GRAD_CAM, METHODS, OCCLUSION, OPACITY, Check, Explanation, check, explain, legend, overlay, to_png
-from images import FORMAT_NAMES, MAX_MEGABYTES, SUFFIXES, BadImage, inside_frame, open_picture
+from images import FORMAT_NAMES, MAX_MEGABYTES, SUFFIXES, BadImage, open_picture
 from model import MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
-from visits import forget_when_left, free_cores
+from sessions import core_semaphore, release_session_when_closed
 
 HERE = Path(__file__).parent
 EXAMPLES = {path.stem.replace("_", " ").capitalize(): path for path in sorted((HERE / "examples").glob("*.jpg"))}
@@ -72,9 +73,9 @@ def load_classifier() -> Classifier:
 
 
 @contextmanager
-def a_core() -> Iterator[None]:
+def acquire_core() -> Iterator[None]:
     """Take a core; whoever has to wait for one reads so."""
-    cores = free_cores()
+    cores = core_semaphore()
     taken = cores.acquire(blocking=False)
     try:  # from here on, for Streamlit may end a script at any of its own lines
         if not taken:
@@ -105,25 +106,25 @@ def background_css() -> str:
 
 @st.cache_data(max_entries=16, show_spinner="Looking at the picture …")
 def answer(data: bytes) -> tuple[Image.Image, Explanation]:
-    with a_core():
+    with acquire_core():
         picture = open_picture(data)
         return picture, explain(load_classifier(), [picture])[0]
 
 
 @st.cache_data(max_entries=64, show_spinner="Looking again …")
-def heat_by(method: str, data: bytes) -> dict[str, NDArray[np.float32]]:
+def cached_heat(method: str, data: bytes) -> dict[str, NDArray[np.float32]]:
     picture, explanation = answer(data)
     if method == GRAD_CAM:
         return explanation.heat
-    with a_core():
+    with acquire_core():
         return explain(load_classifier(), [picture], method)[0].heat
 
 
 @st.cache_data(max_entries=16, show_spinner="Hiding what the heatmap marks …")
-def check_of(method: str, shown: str, data: bytes) -> Check:
+def cached_check(method: str, shown: str, data: bytes) -> Check:
     picture, _ = answer(data)  # before a core is taken: it may have to take one itself
-    heat = heat_by(method, data)[shown]
-    with a_core():
+    heat = cached_heat(method, data)[shown]
+    with acquire_core():
         return check(load_classifier(), picture, heat)
 
 
@@ -154,7 +155,7 @@ def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, pla
         st.caption("Pictures with a probability like this one are often misjudged, so decide for yourself.")
     if picture.info.get("animated"):
         st.caption("This picture is animated; its first frame was judged.")
-    if inside_frame(picture):
+    if content_box(picture):
         st.caption("It was judged without the plain bars at its edge.")
 
     evidence_key, picture_key = f"{place}-evidence", f"{place}-picture"
@@ -199,19 +200,19 @@ def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, pla
         download = st.container(width="content")
 
     shown = chosen or explanation.prediction.label
-    heat = (explanation.heat if method == GRAD_CAM else heat_by(method, data))[shown]
+    heat = (explanation.heat if method == GRAD_CAM else cached_heat(method, data))[shown]
     heatmap = overlay(picture, heat, opacity / 100, colour_map)
 
     def heatmap_file() -> bytes:
         """What is shown, as a PNG of the picture's own size."""
-        with free_cores():
+        with core_semaphore():
             painted = overlay(open_picture(data, whole=True), heat, opacity / 100, colour_map)
             return to_png(painted, load_classifier(), explanation.prediction, shown, method)
 
     strength = next(words for least, words in STRENGTHS if heat.max() >= least)
     found = f"Evidence {EVIDENCE[shown]}: {strength}"
     if test and heat.any():
-        checked = check_of(method, shown, data)
+        checked = cached_check(method, shown, data)
         hidden = f"Your picture without the strongest {checked.share:.0%}"
         left.image(checked.hidden, caption=hidden, alt=hidden, width="stretch")
         scale.write(in_words(checked, shown, probability))
@@ -269,7 +270,7 @@ def correct(key: str) -> None:
         corrections[key] = chosen
 
 
-def as_they_came(uploaded: list[UploadedFile]) -> dict[str, UploadedFile]:
+def order_uploads(uploaded: list[UploadedFile]) -> dict[str, UploadedFile]:
     """The uploads by their keys, the newest last. A new one takes the place of an example."""
     by_key = {upload.file_id: upload for upload in uploaded}
     earlier = [key for key in st.session_state.get("came", []) if key in by_key]
@@ -280,7 +281,7 @@ def as_they_came(uploaded: list[UploadedFile]) -> dict[str, UploadedFile]:
     return {key: by_key[key] for key in earlier + new}
 
 
-def look_at_all(uploads: dict[str, UploadedFile], place: DeltaGenerator) -> dict[str, Item]:
+def classify_uploads(uploads: dict[str, UploadedFile], place: DeltaGenerator) -> dict[str, Item]:
     """Answer the uploads that have no answer yet; a rerun in between goes on where it stopped.
 
     Args:
@@ -297,9 +298,11 @@ def look_at_all(uploads: dict[str, UploadedFile], place: DeltaGenerator) -> dict
     classifier = load_classifier()
 
     def look_at(key: str) -> None:
-        items[key] = look(classifier, uploads[key].name, uploads[key].getvalue())  # a rerun would lose a result
+        items[key] = classify_upload(
+            classifier, uploads[key].name, uploads[key].getvalue()
+        )  # a rerun would lose a result
 
-    with closing(on_free_cores(look_at, new, free_cores())) as looked:
+    with closing(map_on_free_cores(look_at, new, core_semaphore())) as looked:
         for _ in looked:
             if len(new) > 1:
                 done = len(items)
@@ -312,14 +315,14 @@ def look_at_all(uploads: dict[str, UploadedFile], place: DeltaGenerator) -> dict
 
 def show_gallery(items: dict[str, Item], uploads: dict[str, UploadedFile]) -> None:
     corrections: dict[str, str] = st.session_state["corrections"]
-    verdicts = list(standing(items, corrections).values())
+    verdicts = list(final_verdicts(items, corrections).values())
     st.subheader("All pictures", anchor=False)
     st.write(" · ".join(f"{words}: {verdicts.count(verdict)}" for verdict, words in COUNTED.items()))
     with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = st.pills("Show", [ALL, *COUNTED.values()], default=ALL, required=True, wrap=True)
-        order = st.selectbox("Order", list(ORDERS), index=None, placeholder="as uploaded", width=240)
+        order = st.selectbox("Order", list(SORT_KEYS), index=None, placeholder="as uploaded", width=240)
     wanted = [verdict for verdict, words in COUNTED.items() if chosen in (ALL, words)]
-    shown = arranged(items, corrections, load_classifier(), wanted, order)
+    shown = sort_items(items, corrections, load_classifier(), wanted, order)
     pages = max(1, math.ceil(len(shown) / PER_PAGE))
     page_key = f"page-{chosen}-{order}"  # each begins with its first
     if st.session_state.get(page_key, 1) > pages:  # a correction has emptied the last one
@@ -340,13 +343,13 @@ def show_gallery(items: dict[str, Item], uploads: dict[str, UploadedFile]) -> No
                 "Pictures, sorted (ZIP)",
                 "pictures.zip",
                 "application/zip",
-                lambda: sorted_pictures(contents(uploads), items, corrections),
+                lambda: sorted_zip(contents(uploads), items, corrections),
             ),
             (
                 "Heatmaps (ZIP)",
                 "heatmaps.zip",
                 "application/zip",
-                lambda: overlays(contents(uploads), items, load_classifier(), free_cores()),
+                lambda: overlays(contents(uploads), items, load_classifier(), core_semaphore()),
             ),
         ):
             st.download_button(label, make, file_name=name, mime=mime, on_click="ignore", icon=":material/download:")
@@ -374,7 +377,7 @@ def contents(uploads: dict[str, UploadedFile]) -> Iterator[tuple[str, bytes]]:
     return ((key, upload.getvalue()) for key, upload in uploads.items())
 
 
-forget_when_left()
+release_session_when_closed()
 st.set_page_config(page_title="Meme Classifier", page_icon=page_icon(), layout="wide")
 st.html(background_css())
 st.html(HERE / "style.css")
@@ -402,9 +405,9 @@ with st.container(key="page"):
         "python classify.py FOLDER --csv FILE. "
         "One marked with ! did not arrive: it is no picture, too large, or the server is full."
     )
-    came = as_they_came([*pictures, *sorted(folder, key=lambda upload: upload.name)])
+    came = order_uploads([*pictures, *sorted(folder, key=lambda upload: upload.name)])
     example = st.pills("Or try one of ours", list(EXAMPLES), key="example")
-    within = within_limits([upload.size for upload in came.values()])
+    within = count_within_limits([upload.size for upload in came.values()])
     uploads = dict(list(came.items())[:within])
     if within < len(came):
         st.warning(f"Only the first {within} of these {len(came)} pictures are looked at; that is the limit.")
@@ -424,4 +427,4 @@ with st.container(key="page"):
             show(data, "page", newest.name if newest and len(uploads) > 1 and not example else "")
     if len(uploads) > 1:
         with st.container(border=True, key="gallery"):
-            show_gallery(look_at_all(uploads, progress), uploads)
+            show_gallery(classify_uploads(uploads, progress), uploads)

@@ -30,15 +30,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from engine import engine, load_fastest
-from gradcam import Explanation, answer_png, explain_inputs, with_frame
-from images import SUFFIXES, BadImage, find_pictures, open_picture, squash
+from engine import best_engine, load_fastest
+from gradcam import Explanation, answer_png, explain_inputs, pad_to_border
+from images import SUFFIXES, BadImage, find_pictures, open_picture, to_square
 from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
-from tables import AS_IT_CAME, READERS, BadTable, CsvTable, Row, Table, begin_table, read_table, row_of
+from tables import READERS, TEXT_MODE, BadTable, CsvTable, Row, Table, read_table, resume_table, row_of
 
 BATCH = 16
 VERDICTS = (MEME, NOT_MEME, NOT_SURE)
-OVERLAY = re.compile(rf"\.({'|'.join(SUFFIXES)})(_\d+)?\.png$", re.IGNORECASE)  # how `overlay_of` names one
+OVERLAY = re.compile(rf"\.({'|'.join(SUFFIXES)})(_\d+)?\.png$", re.IGNORECASE)  # how `overlay_path` names one
 
 Square = NDArray[np.uint8]
 Answer = TypeVar("Answer")
@@ -48,10 +48,10 @@ Result = TypeVar("Result")
 
 def classify(classifier: Classifier, paths: list[Path]) -> Iterator[tuple[Path, Prediction | BadImage]]:
     """Give each path, in order, with its prediction or with what is wrong with the file."""
-    return answer_all(classifier, paths, classifier.answer)
+    return classify_batches(classifier, paths, classifier.answer)
 
 
-def answer_all(
+def classify_batches(
     classifier: Classifier, paths: list[Path], answer: Callable[[Tensor], Sequence[Answer]]
 ) -> Iterator[tuple[Path, Answer | BadImage]]:
     """Give each path, in order, with what `answer` says of its picture or with what is wrong with the file.
@@ -62,7 +62,7 @@ def answer_all(
     """
 
     def answered(batch: Sequence[Path]) -> list[Answer | BadImage]:
-        squares = [open_square(path, classifier.preprocessing.input_size) for path in batch]
+        squares = [load_square(path, classifier.preprocessing.input_size) for path in batch]
         good = [square for square in squares if not isinstance(square, BadImage)]
         answers = iter(answer(classifier.preprocessing.normalise(good)) if good else [])
         return [square if isinstance(square, BadImage) else next(answers) for square in squares]
@@ -71,20 +71,20 @@ def answer_all(
     batches = (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
     todo = iter(paths)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for answers in in_order(pool, answered, batches, ahead=2 * threads):
+        for answers in map_in_order(pool, answered, batches, ahead=2 * threads):
             for one in answers:
                 yield next(todo), one
 
 
-def open_square(path: Path, side: int) -> Square | BadImage:
+def load_square(path: Path, side: int) -> Square | BadImage:
     """What the network sees of the picture at a path, or what is wrong with the file."""
     try:
-        return squash(open_picture(path), side)
+        return to_square(open_picture(path), side)
     except BadImage as error:
         return error
 
 
-def in_order(
+def map_in_order(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Generator[Result, None, None]:
     """Do some work on every item in a pool's threads, and give the results in the order of the items.
@@ -108,7 +108,7 @@ def in_order(
             result.cancel()
 
 
-def with_listed(patterns: list[str]) -> Iterator[str]:
+def expand_stdin(patterns: list[str]) -> Iterator[str]:
     """Each PATH of the command line; in place of -, those of the list on standard input."""
     for pattern in patterns:
         if pattern != "-":
@@ -124,13 +124,13 @@ def find(pattern: str) -> list[Path]:
     if os.path.isdir(pattern):  # noqa: PTH112  (Path.is_dir can raise)
         return find_pictures(Path(pattern))
     if glob.has_magic(pattern) and not os.path.lexists(pattern):
-        matches = unlooped(glob.glob(pattern, recursive=True))  # noqa: PTH207
-        files = unlooped([str(found) for match in matches for found in find(match)])
+        matches = without_link_loops(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        files = without_link_loops([str(found) for match in matches for found in find(match)])
         return [Path(file) for file in files] or [Path(pattern)]
     return [Path(pattern)]
 
 
-def unlooped(paths: list[str]) -> list[str]:
+def without_link_loops(paths: list[str]) -> list[str]:
     """Each once, by the shortest way to its folder: `**` also follows links, round and round."""
     real = cache(os.path.realpath)  # asks the disk for every part of a path
     places: dict[tuple[str, str], str] = {}
@@ -189,7 +189,7 @@ def copy_to(folder: Path, path: Path, verdict: str) -> None:
     save_new(folder / verdict / path.name, path.read_bytes(), like=path)
 
 
-def overlay_of(folder: Path, path: Path) -> Path:
+def overlay_path(folder: Path, path: Path) -> Path:
     """Where a picture's heatmap is saved: in folders like the picture's own."""
     inside = [part for part in path.parts if part not in (path.anchor, "..")]
     return Path(folder, *inside[:-1], path.name + ".png")
@@ -198,15 +198,15 @@ def overlay_of(folder: Path, path: Path) -> Path:
 def save_overlay(classifier: Classifier, folder: Path, path: Path, explanation: Explanation) -> None:
     """Save the picture under the heatmap of its own answer."""
     picture = open_picture(path)
-    save_new(overlay_of(folder, path), answer_png(classifier, picture, with_frame(explanation, picture)))
+    save_new(overlay_path(folder, path), answer_png(classifier, picture, pad_to_border(explanation, picture)))
 
 
-def cannot_be_saved(error: OSError) -> str:
+def save_failure(error: OSError) -> str:
     """The sentence about a copy or heatmap that is missing."""
     return f"Its copy or heatmap cannot be saved: {error.strerror or error}."
 
 
-def classify_into(
+def classify_and_save(
     classifier: Classifier, paths: list[Path], copies: Path | None, overlays: Path | None
 ) -> Iterator[tuple[Path, Prediction | BadImage, str | None]]:
     """Like `classify`; besides, copy the pictures and save their heatmaps if there are folders for them.
@@ -232,17 +232,17 @@ def classify_into(
         except BadImage as error:  # the file has changed meanwhile
             return path, error, None
         except OSError as error:
-            return path, prediction, cannot_be_saved(error)
+            return path, prediction, save_failure(error)
         return path, prediction, None
 
     def answer(inputs: Tensor) -> Sequence[Prediction | Explanation]:
         return explain_inputs(classifier, inputs) if overlays else classifier.answer(inputs)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from in_order(pool, save, answer_all(classifier, paths, answer), ahead=2 * BATCH)
+        yield from map_in_order(pool, save, classify_batches(classifier, paths, answer), ahead=2 * BATCH)
 
 
-def copy_again(copies: Path, paths: list[Path], done: dict[str, Row]) -> int:
+def copy_answered(copies: Path, paths: list[Path], done: dict[str, Row]) -> int:
     """Copy the pictures that were answered before, where that is still to be done; how many cannot be copied."""
     lost = 0
     for path in tqdm([path for path in paths if str(path) in done], desc="Copying", unit="picture", leave=False):
@@ -250,7 +250,7 @@ def copy_again(copies: Path, paths: list[Path], done: dict[str, Row]) -> int:
             copy_to(copies, path, done[str(path)].verdict or NOT_SURE)
         except OSError as error:
             lost += 1
-            tqdm.write(f"{path}: {cannot_be_saved(error)}", file=sys.stderr)
+            tqdm.write(f"{path}: {save_failure(error)}", file=sys.stderr)
     return lost
 
 
@@ -262,11 +262,11 @@ def open_tables(
     tables: list[tuple[Table, dict[str, Row]]] = []
     rows = {kind: read_table(file, kind, sha256) for kind, file in files.items()}  # before any is changed
     for kind, file in files.items():
-        tables.append(begin_table(file, kind, rows[kind], asked))
+        tables.append(resume_table(file, kind, rows[kind], asked))
         stack.callback(tables[-1][0].close)
     if not tables:
         if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(**AS_IT_CAME)
+            sys.stdout.reconfigure(**TEXT_MODE)
         tables.append((CsvTable(sys.stdout), {}))
     return tables
 
@@ -321,7 +321,7 @@ def pictures_for(arguments: argparse.Namespace, tables: list[Path]) -> list[Path
     overlays = [os.path.realpath(arguments.overlays) + os.sep] if arguments.overlays else []
     tables_at = {os.path.realpath(file): file for file in tables}
     paths, earlier = list[Path](), 0
-    for path in dict.fromkeys(found for pattern in with_listed(arguments.paths) for found in find(pattern)):
+    for path in dict.fromkeys(found for pattern in expand_stdin(arguments.paths) for found in find(pattern)):
         real = os.path.realpath(path)
         if real in tables_at:
             raise BadTable(f"{tables_at[real]} is one of the pictures.")
@@ -345,17 +345,17 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
         classifier = Classifier.load(arguments.checkpoint)
     else:
         classifier = load_fastest(arguments.checkpoint)
-        print(f"Engine: {engine()}", file=sys.stderr)
+        print(f"Engine: {best_engine()}", file=sys.stderr)
     tables = open_tables(files, classifier.sha256, paths, stack)
     done = {path: row for path, row in tables[0][1].items() if all(path in rows for _, rows in tables)}
     if arguments.overlays:
-        done = {path: row for path, row in done.items() if os.path.exists(overlay_of(arguments.overlays, Path(path)))}  # noqa: PTH110  (Path.exists can raise)
+        done = {path: row for path, row in done.items() if os.path.exists(overlay_path(arguments.overlays, Path(path)))}  # noqa: PTH110  (Path.exists can raise)
     todo = [path for path in paths if str(path) not in done]
     if len(todo) < len(paths):
         print(f"{len(paths) - len(todo)} of {len(paths)} pictures were answered before", file=sys.stderr)
-    lost = copy_again(arguments.copy_to, paths, done) if arguments.copy_to else 0
+    lost = copy_answered(arguments.copy_to, paths, done) if arguments.copy_to else 0
     failed = 0
-    answers = classify_into(classifier, todo, arguments.copy_to, arguments.overlays)
+    answers = classify_and_save(classifier, todo, arguments.copy_to, arguments.overlays)
     for path, answer, unsaved in tqdm(answers, total=len(todo), unit="picture"):
         row = row_of(str(path), answer, classifier.sha256)
         row = replace(row, error=row.error or unsaved)
@@ -371,15 +371,15 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
 def run_on_cluster(arguments: argparse.Namespace) -> int:
     """Do what the command line says with Ray; 0 when all was read, 1 when some files failed."""
     try:
-        from cluster import BadAddress, classify_on_cluster, find_at, is_address  # noqa: PLC0415
+        from cluster import BadAddress, classify_on_cluster, is_address, list_pictures_at  # noqa: PLC0415
     except ImportError as error:
         return refuse(f"{error.name} is missing: pip install -r requirements-cluster.txt")
     ((kind, target),) = arguments.tables.items()
     try:
         paths = [
             found
-            for pattern in with_listed(arguments.paths)
-            for found in (find_at(pattern) if is_address(pattern) else map(str, find(pattern)))
+            for pattern in expand_stdin(arguments.paths)
+            for found in (list_pictures_at(pattern) if is_address(pattern) else map(str, find(pattern)))
         ]
         return summary(*classify_on_cluster(dict.fromkeys(paths), arguments.checkpoint, target, kind))
     except BadAddress as error:

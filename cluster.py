@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from engine import load_fastest
-from images import MAX_MEGABYTES, SUFFIXES, BadImage, open_picture, squash
+from images import MAX_MEGABYTES, SUFFIXES, BadImage, open_picture, to_square
 from model import Classifier
 from tables import SCHEMA, BadTable, Row, arrow_table, csv_arrow_table, row_of
 
 HERE = Path(__file__).parent
-MODULES = ("cluster", "engine", "images", "model", "tables")  # what other machines need of this project
+MODULES = ("borders", "cluster", "engine", "images", "model", "tables")  # what other machines need of this project
 BATCH = 16  # pictures that the network answers at once
 BLOCK = 64  # pictures of one task, which is done again if its machine is lost
 
@@ -43,7 +43,7 @@ def is_address(path: str) -> bool:
     return "://" in path
 
 
-def file_system_of(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem_of(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system that an address names, and the place there."""
     with named(address):
         files, place = fsspec.url_to_fs(address)
@@ -59,9 +59,9 @@ def named(address: str) -> Iterator[None]:
         raise BadAddress(f"{address} cannot be used: {str(error) or type(error).__name__}.") from error
 
 
-def find_at(address: str) -> list[str]:
+def list_pictures_at(address: str) -> list[str]:
     """The picture at an address, or all pictures below it; what is not there stays, to be named later."""
-    files, path = file_system_of(address)
+    files, path = filesystem_of(address)
     with named(address):
         if not files.isdir(path):
             return [address]
@@ -86,13 +86,13 @@ def read(place: str) -> bytes | Path:
 def see(item: dict[str, Any], side: int) -> dict[str, Any]:
     """What the network sees of the picture at a place, or what is wrong with the file."""
     try:
-        square = squash(open_picture(read(os.fsdecode(item["place"]))), side)
+        square = to_square(open_picture(read(os.fsdecode(item["place"]))), side)
         return {"path": item["path"], "square": square, "error": ""}
     except BadImage as error:
         return {"path": item["path"], "square": np.zeros((side, side, 3), np.uint8), "error": str(error)}
 
 
-class Answers:
+class ClassifierActor:
     """A process that has loaded the network once and answers batch after batch."""
 
     def __init__(self, checkpoint: bytes, as_table: Callable[[list[Row]], pa.Table]) -> None:
@@ -128,7 +128,7 @@ def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, k
         BadAddress: if the target or the cluster cannot be reached.
         BadCheckpoint: if the checkpoint cannot be used.
     """
-    files, place = file_system_of(target)
+    files, place = filesystem_of(target)
     with named(target):
         taken = files.exists(place) and files.find(place)
     if taken:
@@ -143,7 +143,7 @@ def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, k
         cores = int(ray.cluster_resources().get("CPU", 1))
         listed = ray.data.from_items(items, override_num_blocks=math.ceil(len(items) / BLOCK) or 1)
         rows = listed.map(partial(see, side=side)).map_batches(
-            Answers,
+            ClassifierActor,
             batch_size=BATCH,
             # Opening a picture takes a core about as long as answering it.
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cores // 2)),

@@ -16,7 +16,7 @@ from model import Classifier
 TORCH, OPENVINO = "PyTorch", "OpenVINO"
 
 
-class Compiled(nn.Module):
+class OpenVINONetwork(nn.Module):
     """A compiled network, which gives what the network gives, without gradients. Threads may share it."""
 
     def __init__(self, network: Any, source: nn.Module) -> None:
@@ -34,12 +34,12 @@ class Compiled(nn.Module):
         return (first, *others) if others else first
 
 
-def engine() -> str:
+def best_engine() -> str:
     """The fastest engine that is installed."""
     return OPENVINO if find_spec("openvino") else TORCH
 
 
-def compiled(network: nn.Module, input_size: int, at_once: int = 1) -> nn.Module:
+def compile_network(network: nn.Module, input_size: int, at_once: int = 1) -> nn.Module:
     """Compile a network in full precision for inputs of one size; in bfloat16 where the processor has it.
 
     Args:
@@ -58,13 +58,13 @@ def compiled(network: nn.Module, input_size: int, at_once: int = 1) -> nn.Module
     core = openvino.Core()
     able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     settings = {"NUM_STREAMS": at_once, "INFERENCE_PRECISION_HINT": "bf16" if able else "f32"}
-    return Compiled(core.compile_model(converted, "CPU", settings), network)
+    return OpenVINONetwork(core.compile_model(converted, "CPU", settings), network)
 
 
 def load_fastest(checkpoint: Path) -> Classifier:
     """Read a checkpoint for the fastest engine; for labels only: heatmaps need what `Classifier.load` gives."""
-    if engine() == TORCH:
+    if best_engine() == TORCH:
         return Classifier.load(checkpoint)
     classifier = Classifier.load(checkpoint, torch.float32)
-    network = compiled(classifier.network, classifier.preprocessing.input_size, at_once=os.cpu_count() or 1)
+    network = compile_network(classifier.network, classifier.preprocessing.input_size, at_once=os.cpu_count() or 1)
     return dataclasses.replace(classifier, network=network, exact=classifier.network)

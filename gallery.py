@@ -45,14 +45,14 @@ class Item:
     thumbnail: bytes | None
 
 
-ORDERS: dict[str, Callable[[Prediction, Classifier], float]] = {
+SORT_KEYS: dict[str, Callable[[Prediction, Classifier], float]] = {
     "most like a meme first": lambda prediction, _: -prediction.meme_probability,
     "least like a meme first": lambda prediction, _: prediction.meme_probability,
     "most doubtful first": lambda prediction, classifier: abs(prediction.meme_probability - classifier.threshold),
 }
 
 
-def on_free_cores(
+def map_on_free_cores(
     work: Callable[[Thing], Result], things: Iterable[Thing], free_core: AbstractContextManager[object]
 ) -> Generator[Result, None, None]:
     """Do some work on each of a visitor's things, on several cores at once, and give the results in their order.
@@ -80,7 +80,7 @@ def on_free_cores(
         pool.shutdown()
 
 
-def look(classifier: Classifier, name: str, data: bytes) -> Item:
+def classify_upload(classifier: Classifier, name: str, data: bytes) -> Item:
     """Answer one upload."""
     try:
         picture = open_picture(data)
@@ -93,7 +93,7 @@ def look(classifier: Classifier, name: str, data: bytes) -> Item:
     return Item(name, prediction, buffer.getvalue())
 
 
-def within_limits(sizes: list[int]) -> int:
+def count_within_limits(sizes: list[int]) -> int:
     """How many of the first files, of these sizes in bytes, one visitor may have open at once."""
     total = 0
     for number, size in enumerate(sizes[:MAX_PICTURES]):
@@ -103,7 +103,7 @@ def within_limits(sizes: list[int]) -> int:
     return min(len(sizes), MAX_PICTURES)
 
 
-def standing(items: dict[str, Item], corrections: dict[str, str]) -> dict[str, str | None]:
+def final_verdicts(items: dict[str, Item], corrections: dict[str, str]) -> dict[str, str | None]:
     """What each picture counts as: the visitor's own verdict, else ours; None for what cannot be read."""
     return {
         key: corrections.get(key, item.answer.verdict) if isinstance(item.answer, Prediction) else None
@@ -111,7 +111,7 @@ def standing(items: dict[str, Item], corrections: dict[str, str]) -> dict[str, s
     }
 
 
-def arranged(
+def sort_items(
     items: dict[str, Item],
     corrections: dict[str, str],
     classifier: Classifier,
@@ -125,14 +125,14 @@ def arranged(
         corrections: the visitor's own verdicts, by key.
         classifier: whose answers they have.
         verdicts: show only what counts as one of these; None is what cannot be read.
-        order: one of `ORDERS`, or None for the order of the upload. What cannot be read comes last.
+        order: one of `SORT_KEYS`, or None for the order of the upload. What cannot be read comes last.
     """
 
     def place(key: str) -> float:
         answer = items[key].answer
-        return ORDERS[order](answer, classifier) if order and isinstance(answer, Prediction) else float("inf")
+        return SORT_KEYS[order](answer, classifier) if order and isinstance(answer, Prediction) else float("inf")
 
-    chosen = [key for key, stands in standing(items, corrections).items() if stands in verdicts]
+    chosen = [key for key, stands in final_verdicts(items, corrections).items() if stands in verdicts]
     return sorted(chosen, key=place) if order else chosen
 
 
@@ -143,7 +143,7 @@ def table(items: dict[str, Item], corrections: dict[str, str], classifier: Class
     return "\ufeff" + csv_text(rows, {"correction": [corrections.get(key, "") for key in items]})
 
 
-def sorted_pictures(uploads: Iterable[tuple[str, bytes]], items: dict[str, Item], corrections: dict[str, str]) -> bytes:
+def sorted_zip(uploads: Iterable[tuple[str, bytes]], items: dict[str, Item], corrections: dict[str, str]) -> bytes:
     """A ZIP of the pictures themselves in `meme/`, `not_meme/` and `not_sure/`, corrections first.
 
     Args:
@@ -152,7 +152,7 @@ def sorted_pictures(uploads: Iterable[tuple[str, bytes]], items: dict[str, Item]
         corrections: by key, `meme` or `not_meme`.
     """
     buffer = BytesIO()
-    folders = standing(items, corrections)
+    folders = final_verdicts(items, corrections)
     with ZipFile(buffer, "w", ZIP_STORED) as archive:  # pictures are compressed already
         for number, (key, data) in enumerate(uploads, 1):
             if folder := folders[key]:
@@ -185,7 +185,7 @@ def overlays(
     good = [upload for upload in enumerate(uploads, 1) if isinstance(items[upload[1][0]].answer, Prediction)]
     buffer = BytesIO()
     with ZipFile(buffer, "w", ZIP_STORED) as archive:
-        for name, content in on_free_cores(painted, good, free_core):
+        for name, content in map_on_free_cores(painted, good, free_core):
             _add(archive, name, content)
     return buffer.getvalue()
 

@@ -16,7 +16,8 @@ from PIL import Image, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from images import FRAME_GRID, inside_frame, squash_whole
+from borders import FRAME_GRID, content_box
+from images import resize_to_square
 from model import MEME, Classifier, Prediction
 
 # Colours from weak to strong, each (256, 3). Jet is what everybody knows; viridis rises evenly in
@@ -116,12 +117,12 @@ def explain(classifier: Classifier, pictures: Sequence[Image.Image], method: str
         explanations = [occlude(classifier, one) for one in inputs]
     else:
         explanations = explain_inputs(classifier, inputs, method)
-    return [with_frame(explanation, picture) for explanation, picture in zip(explanations, pictures, strict=True)]
+    return [pad_to_border(explanation, picture) for explanation, picture in zip(explanations, pictures, strict=True)]
 
 
-def with_frame(explanation: Explanation, picture: Image.Image) -> Explanation:
-    """The explanation of what is `inside_frame`, over the whole picture; a frame, which nobody saw, has no heat."""
-    box = inside_frame(picture)
+def pad_to_border(explanation: Explanation, picture: Image.Image) -> Explanation:
+    """The explanation of what is `content_box`, over the whole picture; a frame, which nobody saw, has no heat."""
+    box = content_box(picture)
     if box is None:
         return explanation
     sides = zip(box, picture.size * 2, strict=True)
@@ -202,13 +203,13 @@ def evidence(logits: Tensor, feature_map: Tensor, class_index: int, method: str 
 
 def occlude(classifier: Classifier, inputs: Tensor) -> Explanation:
     """Explain one input of shape (3, S, S) by occlusion; where heat is 1, hiding leaves 1/e of the odds or less."""
-    logits, falls = falls_by_occlusion(classifier, inputs)
+    logits, falls = occlusion_sensitivity(classifier, inputs)
     (prediction,) = classifier.judge(inputs[None], logits)
     heat = {name: (falls if name == MEME else -falls).clip(0, 1) for name in classifier.classes}
     return Explanation(prediction, heat)
 
 
-def falls_by_occlusion(classifier: Classifier, inputs: Tensor) -> tuple[Tensor, NDArray[np.float32]]:
+def occlusion_sensitivity(classifier: Classifier, inputs: Tensor) -> tuple[Tensor, NDArray[np.float32]]:
     """Hide one square after another and see how far the log-odds of meme fall.
 
     Zeiler and Fergus 2013, arXiv 1311.2901. A cell's value is the mean over the squares that cover it.
@@ -266,25 +267,25 @@ def check(classifier: Classifier, picture: Image.Image, heat: NDArray[np.float32
         picture: upright RGB.
         heat: over the whole picture, as `explain` gives it.
     """
-    left, top, right, bottom = inside_frame(picture) or (0, 0, *picture.size)
+    left, top, right, bottom = content_box(picture) or (0, 0, *picture.size)
     rows, columns = heat.shape[0] / picture.height, heat.shape[1] / picture.width
     inside = picture.crop((left, top, right, bottom))
     heat = heat[round(top * rows) : round(bottom * rows), round(left * columns) : round(right * columns)]
     blurred = inside.filter(ImageFilter.GaussianBlur(max(inside.size) / 12))
     plain = Image.new("RGB", inside.size, mean_colour(inside))
-    strongest, weakest, share = extreme_parts(heat, inside.size)
+    strongest, weakest, share = top_and_bottom_masks(heat, inside.size)
     altered = [
         Image.composite(substitute, inside, part)
         for substitute, part in ((blurred, strongest), (plain, strongest), (blurred, weakest))
     ]
-    squares = [squash_whole(one, classifier.preprocessing.input_size) for one in altered]
+    squares = [resize_to_square(one, classifier.preprocessing.input_size) for one in altered]
     answers = classifier.answer(classifier.preprocessing.normalise(squares))
     hidden = picture.copy()
     hidden.paste(altered[0], (left, top))
     return Check(share, hidden, *(answer.meme_probability for answer in answers))
 
 
-def extreme_parts(heat: NDArray[np.float32], size: tuple[int, int]) -> tuple[Image.Image, Image.Image, float]:
+def top_and_bottom_masks(heat: NDArray[np.float32], size: tuple[int, int]) -> tuple[Image.Image, Image.Image, float]:
     """The parts of a picture of this size (width, height) with most heat and with least, and the share of each.
 
     Both are white on black and equally large.

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pillow_heif import register_heif_opener
 
+from borders import content_box
+
 # Pillow would open over forty formats by their first bytes; nearly all of its security
 # advisories live in the ones left out here. "JPEG" also admits the MPO files of phones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIF")
@@ -33,14 +35,6 @@ SHORT_SIDE = 160  # pixels that the other side keeps; the network's input
 WHOLE_SIDE = 4700  # pixels; a 16-megapixel photo's
 ORIENTATION = 0x0112  # EXIF 2.32
 START_OF_SCAN = (0xFF, 0xDA)  # ITU T.81, table B.1; never inside a scan's own data
-FRAME_GRID = 160  # points along each side, at which a frame is looked for
-FRAME_COLOUR = 16  # of 255 steps that a point of a bar may differ from the bar's colour, by JPEG
-FRAME_PLAIN = 0.02  # share of a bar's line that may differ by more
-FRAME_EDGE = 0.5  # share of a line that a picture's own edge sets apart from the bar; writing covers less
-FRAME_LEAST = 0.03  # share of the width or height that a frame takes away at least
-STATUS_BAR = 0.06  # share of the height that a telephone writes on, above and below a picture on its screen
-STATUS_INK = 0.3  # share of such a line that it writes on at most
-STATUS_GAP = 0.08  # share of the height between that and the picture at least; under a caption there is less
 
 register_heif_opener()
 # Both are process-wide and set once: per-call `warnings.catch_warnings` is not thread-safe.
@@ -90,76 +84,20 @@ def open_picture(source: bytes | str | os.PathLike[str], *, whole: bool = False)
         raise BadImage("This picture is damaged or incomplete and cannot be opened.") from error
 
 
-def squash(picture: Image.Image, side: int) -> NDArray[np.uint8]:
-    """All of a picture that is `inside_frame`, on a square of `side` pixels, of shape (side, side, 3).
+def to_square(picture: Image.Image, side: int) -> NDArray[np.uint8]:
+    """All of a picture that is `content_box`, on a square of `side` pixels, of shape (side, side, 3).
 
     Memes carry their captions at the edges, which a centre crop cuts off; letterboxing would keep the
     proportions, but spends a third of the square on padding for a 3:2 photo and looks like the white
     bar above a captioned picture.
     """
-    box = inside_frame(picture)
-    return squash_whole(picture.crop(box) if box else picture, side)
+    box = content_box(picture)
+    return resize_to_square(picture.crop(box) if box else picture, side)
 
 
-def squash_whole(picture: Image.Image, side: int) -> NDArray[np.uint8]:
+def resize_to_square(picture: Image.Image, side: int) -> NDArray[np.uint8]:
     """The same of what is no longer to be searched for a frame."""
     return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0))
-
-
-def inside_frame(picture: Image.Image) -> tuple[int, int, int, int] | None:
-    """Where the picture itself lies in a framed one, as left, top, right and bottom in pixels; None without a frame.
-
-    A frame is a bar of one colour that ends at a straight edge: black bars around a film still, a white border. Where
-    writing stands on the bar, it stays, but for a telephone's screen, which is upright, has a bar above and below the
-    picture, and signs at its very top and bottom.
-    """
-    lines = np.asarray(picture.resize((FRAME_GRID, FRAME_GRID), Image.Resampling.NEAREST)).astype(np.int16)
-    top, bottom = _bars(lines, STATUS_BAR) if picture.height > picture.width else (0, 0)
-    if not (top and bottom):
-        top, bottom = _bars(lines)
-    left, right = _bars(lines[top : FRAME_GRID - bottom].transpose(1, 0, 2))
-    if not (left or top or right or bottom):
-        return None
-    x, y = picture.width / FRAME_GRID, picture.height / FRAME_GRID
-    box = (round(left * x), round(top * y), picture.width - round(right * x), picture.height - round(bottom * y))
-    return box if min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE else None
-
-
-def _bars(lines: NDArray[np.int16], written: float = 0) -> tuple[int, int]:
-    """How many of a picture's lines, of shape (lines, points, 3), are a bar at its start and at its end.
-
-    There may be writing on that share of the lines, at the very start and the very end.
-    """
-    first, last = _bar(lines, written), _bar(lines[::-1], written)
-    return (first, last) if FRAME_LEAST * len(lines) <= first + last < len(lines) else (0, 0)
-
-
-def _bar(lines: NDArray[np.int16], written: float) -> int:
-    """How many of these lines, of shape (lines, points, 3), are a bar before a picture's edge."""
-    lines = lines[:, ::2]  # half of the points see as much
-    for inked in (round(written * len(lines)), 0) if written else (0,):
-        colour = _colour(lines[inked])
-        if _unlike(lines[inked], colour) > FRAME_PLAIN:
-            continue  # the usual case; all lines would take ten times as long
-        unlike = _unlike(lines, colour)
-        end = inked + int((unlike[inked:] > FRAME_PLAIN).argmax())
-        if end - inked < (STATUS_GAP * len(lines) if inked else 1) or (unlike[:inked] > STATUS_INK).any():
-            continue
-        if _unlike(lines[end : end + 4], _colour(lines[end - 1])).max() >= FRAME_EDGE:  # else the colour runs on
-            return end
-    return 0
-
-
-def _colour(line: NDArray[np.int16]) -> NDArray[np.int16]:
-    colour: NDArray[np.int16] = line.mean(0).astype(np.int16)
-    return colour
-
-
-def _unlike(points: NDArray[np.int16], colour: NDArray[np.int16]) -> NDArray[np.float64]:
-    """The share of points in each line that have another colour; points of shape (..., points, 3)."""
-    red, green, blue = np.moveaxis(np.abs(points - colour) > FRAME_COLOUR, -1, 0)
-    shares: NDArray[np.float64] = (red | green | blue).mean(-1)  # any(-1) takes three times as long
-    return shares
 
 
 def find_pictures(folder: Path) -> list[Path]:

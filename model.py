@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.densenet import _DenseLayer
 from torchvision.transforms.v2 import functional as F
 
-from images import squash
+from images import to_square
 
 MEME, NOT_MEME, NOT_SURE = "meme", "not_meme", "not_sure"
 CLASSES = (MEME, NOT_MEME)  # the order of the outputs of the networks trained here
@@ -29,7 +29,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 ROUNDING = 0.015  # of probabilities, by the fastest networks; of 4,127 pictures, none moved by more than 0.008
 DEFAULT_CHECKPOINT = Path(__file__).with_name("best_model.pth")
-HOW_TO_GET_ONE = "Get best_model.pth from this project's repository, or make one with train.py."
+HOW_TO_GET_ONE = "Get best_model.pth from this project's repository, or make one with `python -m training.train`."
 
 
 class BadCheckpoint(ValueError):
@@ -52,10 +52,10 @@ class Preprocessing:
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Give the normalised input of shape (3, input_size, input_size), float32."""
-        return self.normalise([squash(picture, self.input_size)])[0]
+        return self.normalise([to_square(picture, self.input_size)])[0]
 
     def normalise(self, squares: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Turn squares from `images.squash` into one input of shape (N, 3, input_size, input_size), float32."""
+        """Turn squares from `images.to_square` into one input of shape (N, 3, input_size, input_size), float32."""
         pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
         scaled = F.to_dtype(pixels, torch.float32, scale=True)
         normalised: Tensor = F.normalize(scaled, list(self.mean), list(self.std), inplace=True)
@@ -119,7 +119,7 @@ class Classifier:
         """
         path = Path(path)
         try:
-            data, recorded = path.read_bytes(), digest_beside(path)
+            data, recorded = path.read_bytes(), digest_path(path)
             expected = recorded.read_text(errors="replace").split()[:1] if recorded.exists() else None
         except OSError as error:
             raise BadCheckpoint(f"The checkpoint {path.name} cannot be read. {HOW_TO_GET_ONE}") from error
@@ -180,7 +180,7 @@ class Classifier:
 
     def preprocess(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Stack pictures into one input of shape (N, 3, S, S)."""
-        return self.preprocessing.normalise([squash(p, self.preprocessing.input_size) for p in pictures])
+        return self.preprocessing.normalise([to_square(p, self.preprocessing.input_size) for p in pictures])
 
     def judge(self, inputs: Tensor, logits: Tensor) -> list[Prediction]:
         """Turn the network's logits of some inputs into predictions; where rounding could decide one, answer again.
@@ -220,10 +220,10 @@ class Classifier:
 
 def build_network(outputs: int = len(CLASSES)) -> nn.Sequential:
     """Torchvision's DenseNet121, untrained."""
-    return in_stages(torchvision.models.densenet121(num_classes=outputs))
+    return as_stages(torchvision.models.densenet121(num_classes=outputs))
 
 
-def in_stages(densenet: torchvision.models.DenseNet) -> nn.Sequential:
+def as_stages(densenet: torchvision.models.DenseNet) -> nn.Sequential:
     """The same network, its weights under the same names, as a chain of modules.
 
     Torchvision's own forward ends in an in-place ReLU, which overwrites the very feature map that
@@ -259,7 +259,7 @@ def fastest_dtype() -> torch.dtype:
 
 
 def for_inference(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A frozen copy of a network from `in_stages` that gives the same answers sooner.
+    """A frozen copy of a network from `as_stages` that gives the same answers sooner.
 
     Each BatchNorm that follows a convolution is folded into it, the channels come last in memory,
     and all up to the last feature map is computed in the number format given.
@@ -313,20 +313,20 @@ def save_checkpoint(
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a checkpoint, and beside it its digest, as `sha256sum --check` reads it."""
-    save_whole(checkpoint, path)
+    save_atomically(checkpoint, path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    digest_beside(path).write_text(f"{sha256}  {path.name}\n", encoding="ascii")
+    digest_path(path).write_text(f"{sha256}  {path.name}\n", encoding="ascii")
 
 
-def digest_beside(path: Path) -> Path:
+def digest_path(path: Path) -> Path:
     """Where the SHA-256 of a checkpoint is recorded."""
     return path.with_name(path.name + ".sha256")
 
 
-def save_whole(content: dict[str, Any], path: Path) -> None:
+def save_atomically(content: dict[str, Any], path: Path) -> None:
     """Save for `torch.load`, whole or not at all: an interruption leaves what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save(content, partial)
-    digest_beside(path).unlink(missing_ok=True)  # of what was there before
+    digest_path(path).unlink(missing_ok=True)  # of what was there before
     partial.replace(path)

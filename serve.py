@@ -26,7 +26,7 @@ from gallery import MAX_PICTURES, MAX_TOTAL_MEGABYTES, OVERLAY_SIDE
 from gradcam import answer_png, explain
 from images import BadImage, open_picture
 from model import CLASSES, NOT_SURE, BadCheckpoint, Classifier
-from visits import MAX_BODY, RETRY_AFTER, Capacity, free_cores
+from sessions import MAX_BODY, RETRY_AFTER, UploadLimits, core_semaphore
 
 MAX_WAITING = 16  # requests; more are told to come back later
 TOO_MANY = "Too many requests are waiting. Try again in a few seconds."
@@ -95,7 +95,7 @@ async def read_uploads(request: Request) -> list[tuple[str, bytes]]:
 def answer(name: str, data: bytes, *, with_overlay: bool) -> dict[str, Any]:
     """One picture's part of the response; an overlay is at most `OVERLAY_SIDE` pixels long."""
     classifier = load_classifier()
-    with free_cores():
+    with core_semaphore():
         try:
             picture = open_picture(data)
         except BadImage as error:
@@ -114,7 +114,7 @@ def answer(name: str, data: bytes, *, with_overlay: bool) -> dict[str, Any]:
     return row
 
 
-async def answer_all(uploads: list[tuple[str, bytes]], *, with_overlays: bool) -> list[dict[str, Any]]:
+async def classify_batches(uploads: list[tuple[str, bytes]], *, with_overlays: bool) -> list[dict[str, Any]]:
     """Every picture's part of the response, one after the other."""
     try:  # a burst of requests has looked for a place before any of them has taken one
         places().acquire_nowait()
@@ -138,7 +138,7 @@ async def classify(request: Request) -> Response:
         uploads = await read_uploads(request)
         if wanted == "true" and len(uploads) > MAX_OVERLAYS:
             raise Refusal(422, f"The limit for one request with overlays is {MAX_OVERLAYS} pictures.")
-        rows = await answer_all(uploads, with_overlays=wanted == "true")
+        rows = await classify_batches(uploads, with_overlays=wanted == "true")
         if len(rows) == 1 and "error" in rows[0]:
             raise Refusal(422, rows[0]["error"])
         return JSONResponse({"checkpoint": load_classifier().sha256, "pictures": rows})
@@ -236,4 +236,4 @@ ANSWERED = {"/api/classify": (classify, "POST"), "/api/openapi.json": (describe,
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 routes = [Route(path, answered, methods=[method]) for path, (answered, method) in ANSWERED.items()]
 routes.append(Route("/api/{rest:path}", refuse, methods=METHODS))
-app = st.App("app.py", routes=routes, middleware=[Middleware(Capacity)])
+app = st.App("app.py", routes=routes, middleware=[Middleware(UploadLimits)])

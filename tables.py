@@ -1,4 +1,4 @@
-"""Answers as rows of a table: CSV, JSON Lines or Parquet, written as they come and gone on with later."""
+"""ClassifierActor as rows of a table: CSV, JSON Lines or Parquet, written as they come and gone on with later."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from images import BadImage
 from model import Prediction
 
 # Linux file names may be any bytes: what is no UTF-8 goes out as it came in.
-AS_IT_CAME: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+TEXT_MODE: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # CWE-1236; quotes alone don't stop a spreadsheet
 ROW_GROUP = 10_000  # rows that a Parquet table keeps in memory at most
 
@@ -164,7 +164,7 @@ def csv_text(rows: list[Row], more: dict[str, list[str]]) -> str:
 
 def read_csv(path: Path) -> Iterator[Row]:
     """The rows of a table that `CsvTable` wrote, less a last one that was cut off."""
-    text = path.read_bytes().decode(AS_IT_CAME["encoding"], AS_IT_CAME["errors"])
+    text = path.read_bytes().decode(TEXT_MODE["encoding"], TEXT_MODE["errors"])
     headings, *rows = csv.reader(StringIO(text, newline=""))
     if tuple(headings) != COLUMNS:
         raise ValueError("other columns")
@@ -198,7 +198,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
 def _begin_text(create: Callable[[TextIO], Table], path: Path, rows: list[Row]) -> Table:
     """Write the rows beside the old file and take its place at once; the open file goes on under that name."""
     beside = path.with_name(path.name + ".partial")
-    table = create(beside.open("w", **AS_IT_CAME))
+    table = create(beside.open("w", **TEXT_MODE))
     for row in rows:
         table.write(row)
     beside.replace(path)
@@ -247,7 +247,7 @@ def read_table(path: Path, kind: str, sha256: str) -> list[Row]:
     return rows
 
 
-def begin_table(path: Path, kind: str, rows: list[Row], asked: Collection[str]) -> tuple[Table, dict[str, Row]]:
+def resume_table(path: Path, kind: str, rows: list[Row], asked: Collection[str]) -> tuple[Table, dict[str, Row]]:
     """Begin a table, or go on with one that was interrupted.
 
     Pictures asked for that could not be read, or are newer than the table, are to be answered again, so their rows go.

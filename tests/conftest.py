@@ -11,14 +11,14 @@ from torch import nn
 from torchvision.models import DenseNet
 
 from gradcam import METHODS
-from model import CLASSES, Classifier, Preprocessing, for_inference, in_stages
+from model import CLASSES, Classifier, Preprocessing, as_stages, for_inference
 
 
 @pytest.fixture(scope="session")
 def tiny_network() -> nn.Module:
     """A frozen DenseNet of four layers with seeded weights."""
     torch.manual_seed(0)
-    network = in_stages(
+    network = as_stages(
         DenseNet(growth_rate=8, block_config=(1, 1, 1, 1), num_init_features=16, bn_size=2, num_classes=2)
     )
     return network.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from streamlit.testing.v1 import AppTest
 
 import gradcam
-import visits
+import sessions
 from gallery import MAX_PICTURES
 from images import MAX_MEGABYTES
 from model import BadCheckpoint, Classifier
@@ -319,10 +319,10 @@ class Impatient(Event):
 @pytest.fixture
 def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    monkeypatch.setattr(visits, "Event", Impatient)
-    visits.free_cores.cache_clear()
+    monkeypatch.setattr(sessions, "Event", Impatient)
+    sessions.core_semaphore.cache_clear()
     yield
-    visits.free_cores.cache_clear()
+    sessions.core_semaphore.cache_clear()
 
 
 @pytest.mark.usefixtures("one_core")

@@ -17,7 +17,7 @@ from pictures import ROOT, encode
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
-from bench_page import chromium, running_server
+from benchmarks.page import chromium, running_server
 
 WIDTHS = pytest.mark.parametrize(("width", "height"), [(1440, 1000), (390, 844)], ids=["desktop", "phone"])
 PATIENCE = 60_000  # ms; the first answer waits for the network to load, perhaps beside other work

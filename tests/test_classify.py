@@ -115,7 +115,7 @@ def test_the_table_never_replaces_a_picture(
         ([".", "--csv", "/dev/null/out.csv"], "/dev/null cannot be written"),
         ([".", "--csv", "a.csv", "--copy-to", "/dev/null"], "/dev/null cannot be written"),
         ([".", "--csv", "new", "--json", "./new"], "two tables cannot be one file"),
-        ([".", "--checkpoint", "missing.pth"], "make one with train.py"),
+        ([".", "--checkpoint", "missing.pth"], "make one with `python -m training.train`"),
     ],
 )
 def test_wrong_usage_exits_with_2_before_any_work(
@@ -153,7 +153,7 @@ def test_answers_stay_in_order_whichever_is_ready_first(folder: Path, tiny_class
         time.sleep(0.2 / (1 + next(batches)))
         return inputs.mean((1, 2, 3)).tolist()
 
-    found = list(classify.answer_all(tiny_classifier, paths, slow_at_first))
+    found = list(classify.classify_batches(tiny_classifier, paths, slow_at_first))
     assert [path for path, _ in found] == paths
     assert next(batches) == math.ceil(len(paths) / classify.BATCH) > 4
     for path, answer in found:
@@ -403,7 +403,7 @@ def test_who_stops_early_does_not_wait_for_what_has_not_begun() -> None:
         return item
 
     with ThreadPoolExecutor(1) as pool:
-        results = classify.in_order(pool, work, itertools.count(), ahead=20)
+        results = classify.map_in_order(pool, work, itertools.count(), ahead=20)
         assert next(results) == 0
         results.close()
     assert len(begun) <= 3
@@ -447,7 +447,7 @@ def test_a_second_run_goes_on_where_the_first_stopped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / f"out.{kind}"
-    real, answered = classify.classify_into, []
+    real, answered = classify.classify_and_save, []
 
     def interrupted(*arguments: Any) -> Iterator[Any]:
         for number, answer in enumerate(real(*arguments)):
@@ -457,7 +457,7 @@ def test_a_second_run_goes_on_where_the_first_stopped(
             yield answer
 
     with monkeypatch.context() as once:
-        once.setattr(classify, "classify_into", interrupted)
+        once.setattr(classify, "classify_and_save", interrupted)
         assert run(once, classify.main, tiny_classifier, folder, f"--{kind}", out) == 130
     read = READERS[kind]
     assert [row.path for row in read(out)] == [str(path) for path in answered]

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 import classify
 import cluster
-from images import MAX_MEGABYTES, find_pictures, open_picture, squash
+from images import MAX_MEGABYTES, find_pictures, open_picture, to_square
 from model import MEME, Classifier
 from tables import BadTable
 
@@ -112,11 +112,11 @@ def test_pictures_are_found_and_read_anywhere() -> None:
     content = encode(noise(40, 40))
     for name in ("/album/one/b.PNG", "/album/a.jpg", "/album/notes.txt"):
         files.pipe(name, content)
-    assert cluster.find_at("memory://album") == ["memory:///album/a.jpg", "memory:///album/one/b.PNG"]
-    assert cluster.find_at("memory://album/a.jpg") == ["memory://album/a.jpg"]
+    assert cluster.list_pictures_at("memory://album") == ["memory:///album/a.jpg", "memory:///album/one/b.PNG"]
+    assert cluster.list_pictures_at("memory://album/a.jpg") == ["memory://album/a.jpg"]
     seen = cluster.see({"path": b"x", "place": b"memory://album/a.jpg"}, 32)
     assert not seen["error"]
-    assert (seen["square"] == squash(open_picture(content), 32)).all()
+    assert (seen["square"] == to_square(open_picture(content), 32)).all()
     missing = cluster.see({"path": b"x", "place": b"memory://album/none.jpg"}, 32)
     assert missing["error"].startswith("This file cannot be read: ")
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from pictures import ROOT
 
-from bench_page import running_server
+from benchmarks.page import running_server
 
 BOX = shlex.split(
     "bwrap --ro-bind / / --dev /dev --proc /proc --tmpfs /var/tmp --unshare-all --cap-drop ALL --uid 10001 --gid 10001 "
@@ -21,8 +21,8 @@ BOX = shlex.split(
 INSIDE = """
 import asyncio, socket, sys
 from pathlib import Path
-from bench_load import Visitor, draw
-from bench_page import running_server
+from benchmarks.load import Visitor, draw
+from benchmarks.page import running_server
 
 async def visit(address):
     async with Visitor(address) as visitor:

@@ -12,20 +12,20 @@ from gallery import (
     MAX_TOTAL_MEGABYTES,
     THUMBNAIL_SIDE,
     Item,
-    arranged,
-    look,
-    on_free_cores,
+    classify_upload,
+    count_within_limits,
+    final_verdicts,
+    map_on_free_cores,
     overlays,
     safe_name,
-    sorted_pictures,
-    standing,
+    sort_items,
+    sorted_zip,
     table,
-    within_limits,
 )
 from gradcam import explain, overlay
 from images import BadImage, open_picture
 from model import MEME, NOT_MEME, NOT_SURE, Classifier, Prediction
-from visits import Cores
+from sessions import FairSemaphore
 
 
 def item(name: str, probability: float, verdict: str) -> Item:
@@ -44,11 +44,11 @@ ITEMS = {
 
 def test_looking_gives_the_answer_and_a_small_picture(tiny_classifier: Classifier) -> None:
     picture = noise(900, 500)
-    seen = look(tiny_classifier, "x.png", encode(picture))
+    seen = classify_upload(tiny_classifier, "x.png", encode(picture))
     assert seen.answer == tiny_classifier.predict([picture])[0]
     with Image.open(BytesIO(seen.thumbnail or b"")) as thumbnail:
         assert max(thumbnail.size) == THUMBNAIL_SIDE
-    bad = look(tiny_classifier, "x.png", b"")
+    bad = classify_upload(tiny_classifier, "x.png", b"")
     assert (str(bad.answer), bad.thumbnail) == ("This file is empty.", None)
 
 
@@ -60,17 +60,17 @@ def test_pictures_are_looked_at_by_all_cores_at_once(monkeypatch: pytest.MonkeyP
         all_here.wait(20)  # raises where fewer than three work at once
         return -number
 
-    assert list(on_free_cores(wait, range(6), nullcontext())) == [0, -1, -2, -3, -4, -5]
+    assert list(map_on_free_cores(wait, range(6), nullcontext())) == [0, -1, -2, -3, -4, -5]
 
 
 def test_no_more_are_open_than_cores_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 3)
-    free = Cores(1)
+    free = FairSemaphore(1)
 
     def is_alone(_: int) -> bool:
         return not free.acquire(blocking=False)
 
-    assert all(on_free_cores(is_alone, range(9), free))
+    assert all(map_on_free_cores(is_alone, range(9), free))
     assert free.acquire(blocking=False)
 
 
@@ -83,7 +83,9 @@ def test_what_has_not_begun_when_the_visitor_leaves_is_never_done(monkeypatch: p
         begun.append(number)
         assert number == 0 or has_left.wait(20)
 
-    with closing(on_free_cores(begin, range(9), Cores(1))) as results:  # so one of two threads waits for the core
+    with closing(
+        map_on_free_cores(begin, range(9), FairSemaphore(1))
+    ) as results:  # so one of two threads waits for the core
         next(results)
         Timer(2, has_left.set).start()  # by then, the rest is given up; closing waits for what has begun
     assert begun == [0, 1]
@@ -106,20 +108,20 @@ def test_what_has_not_begun_when_the_visitor_leaves_is_never_done(monkeypatch: p
 def test_the_gallery_is_filtered_and_sorted(
     verdicts: list[str | None], order: str | None, expected: str, tiny_classifier: Classifier
 ) -> None:
-    assert "".join(arranged(ITEMS, {}, tiny_classifier, verdicts, order)) == expected
+    assert "".join(sort_items(ITEMS, {}, tiny_classifier, verdicts, order)) == expected
 
 
 def test_a_corrected_picture_counts_as_what_the_visitor_says(tiny_classifier: Classifier) -> None:
     corrections = {"b": MEME, "d": NOT_MEME, "c": MEME}
-    assert standing(ITEMS, corrections) == {"a": MEME, "b": MEME, "c": None, "d": NOT_MEME, "e": MEME}
-    assert arranged(ITEMS, corrections, tiny_classifier, [MEME], None) == ["a", "b", "e"]
+    assert final_verdicts(ITEMS, corrections) == {"a": MEME, "b": MEME, "c": None, "d": NOT_MEME, "e": MEME}
+    assert sort_items(ITEMS, corrections, tiny_classifier, [MEME], None) == ["a", "b", "e"]
 
 
 def test_limits_are_by_number_and_by_size() -> None:
-    assert within_limits([]) == 0
-    assert within_limits([1] * (MAX_PICTURES + 5)) == MAX_PICTURES
-    assert within_limits([9_000_000] * 20) == MAX_TOTAL_MEGABYTES // 9
-    assert within_limits([MAX_TOTAL_MEGABYTES * 1_000_000, 1]) == 1
+    assert count_within_limits([]) == 0
+    assert count_within_limits([1] * (MAX_PICTURES + 5)) == MAX_PICTURES
+    assert count_within_limits([9_000_000] * 20) == MAX_TOTAL_MEGABYTES // 9
+    assert count_within_limits([MAX_TOTAL_MEGABYTES * 1_000_000, 1]) == 1
 
 
 def test_the_table_has_every_picture_and_the_corrections(tiny_classifier: Classifier) -> None:
@@ -132,7 +134,7 @@ def test_the_table_has_every_picture_and_the_corrections(tiny_classifier: Classi
 
 
 def test_pictures_are_sorted_into_folders_and_corrections_win() -> None:
-    archive = ZipFile(BytesIO(sorted_pictures(((key, key.encode()) for key in ITEMS), ITEMS, {"d": NOT_MEME})))
+    archive = ZipFile(BytesIO(sorted_zip(((key, key.encode()) for key in ITEMS), ITEMS, {"d": NOT_MEME})))
     assert {name: archive.read(name) for name in archive.namelist()} == {
         "meme/0001_a": b"a",
         "not_meme/0002_b": b"b",
@@ -143,7 +145,7 @@ def test_pictures_are_sorted_into_folders_and_corrections_win() -> None:
 
 def test_the_same_pictures_make_the_same_zip_that_can_be_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     def made() -> bytes:
-        return sorted_pictures(((key, key.encode()) for key in ITEMS), ITEMS, {})
+        return sorted_zip(((key, key.encode()) for key in ITEMS), ITEMS, {})
 
     before = made()
     monkeypatch.setattr("time.time", lambda: 2e9)
@@ -153,7 +155,7 @@ def test_the_same_pictures_make_the_same_zip_that_can_be_unpacked(monkeypatch: p
 
 def test_overlays_are_of_each_pictures_own_answer(tiny_classifier: Classifier) -> None:
     uploads = {"a": encode(noise(80, 60)), "b": b"", "c": encode(noise(50, 90, 1))}
-    items = {key: look(tiny_classifier, f"{key}.png", data) for key, data in uploads.items()}
+    items = {key: classify_upload(tiny_classifier, f"{key}.png", data) for key, data in uploads.items()}
     archive = ZipFile(BytesIO(overlays(uploads.items(), items, tiny_classifier, nullcontext())))
     assert archive.namelist() == ["0001_a.png.png", "0003_c.png.png"]
     (explanation,) = explain(tiny_classifier, [noise(50, 90, 1)])

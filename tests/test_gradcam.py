@@ -23,13 +23,13 @@ from gradcam import (
     OCCLUSION,
     check,
     explain,
-    extreme_parts,
     forward_with_feature_map,
     legend,
     occlude,
     overlay,
     stretch,
     to_png,
+    top_and_bottom_masks,
 )
 from images import find_pictures, open_picture
 from model import CLASSES, DEFAULT_CHECKPOINT, MEME, NOT_MEME, Classifier, build_network, for_inference
@@ -304,7 +304,7 @@ def test_viridis_rises_in_brightness() -> None:
 def test_the_strongest_part_is_where_the_heat_is_and_the_weakest_elsewhere(width: int, height: int) -> None:
     heat = np.zeros((5, 5), np.float32)
     heat[4, :] = 1  # the lowest row is a fifth of the picture
-    *parts, share = extreme_parts(heat, (width, height))
+    *parts, share = top_and_bottom_masks(heat, (width, height))
     strongest, weakest = (np.asarray(part) == 255 for part in parts)
     assert strongest.mean() == pytest.approx(HIDDEN_SHARE, abs=0.001)
     assert share == pytest.approx(HIDDEN_SHARE, abs=0.001)
@@ -315,13 +315,13 @@ def test_the_strongest_part_is_where_the_heat_is_and_the_weakest_elsewhere(width
 def test_little_heat_is_compared_with_as_little_elsewhere() -> None:
     heat = np.zeros((5, 5), np.float32)
     heat[2, 2] = 1
-    *parts, share = extreme_parts(heat, (100, 100))
+    *parts, share = top_and_bottom_masks(heat, (100, 100))
     strongest, weakest = (np.asarray(part) for part in parts)
     assert 0.03 < share < HIDDEN_SHARE
     assert np.count_nonzero(strongest) == np.count_nonzero(weakest) == round(share * 10_000)
     # Not all at the top, where captions are.
     assert np.nonzero(weakest)[0].mean() == pytest.approx(50, abs=5)
-    assert extreme_parts(np.zeros((5, 5), np.float32), (100, 100))[2] == 0
+    assert top_and_bottom_masks(np.zeros((5, 5), np.float32), (100, 100))[2] == 0
 
 
 def test_hiding_the_evidence_changes_the_answer(tiny_classifier: Classifier) -> None:

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import encode, noise
 
-from bench_load import Shown, Visitor
-from bench_page import running_server
-from gallery import look
+from benchmarks.load import Shown, Visitor
+from benchmarks.page import running_server
+from gallery import classify_upload
 from images import SHORT_SIDE, SHOWN_SIDE, WHOLE_SIDE, BadImage, open_picture
 from model import Classifier, Prediction
 
@@ -83,7 +83,7 @@ def test_none_takes_long_or_much_memory(files: dict[str, bytes]) -> None:
 
 def test_what_opens_is_answered(files: dict[str, bytes], tiny_classifier: Classifier) -> None:
     for name in STILL_GOOD:
-        assert isinstance(look(tiny_classifier, name, files[name]).answer, Prediction)
+        assert isinstance(classify_upload(tiny_classifier, name, files[name]).answer, Prediction)
 
 
 NAMES = ("../../etc/passwd.png", "<script>a</script>**b**:red[c].png", "😀🏳️.png", "a\u202egnp.exe.png", "a%00b.png")

@@ -12,6 +12,7 @@ from pictures import ROOT, encode, noise
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import images
+from borders import content_box
 from images import (
     MAX_MEGABYTES,
     ORIENTATION,
@@ -20,9 +21,8 @@ from images import (
     WHOLE_SIDE,
     BadImage,
     find_pictures,
-    inside_frame,
     open_picture,
-    squash,
+    to_square,
 )
 from model import NOT_MEME, Classifier
 
@@ -249,11 +249,11 @@ def test_bars_around_a_picture_are_a_frame(bars: tuple[int, int, int, int], colo
     whole = ImageOps.expand(noise(240, 200), bars, colour)
     stored = open_picture(encode(whole, "JPEG"))  # whose bars are not quite of one colour
     expected = (bars[0], bars[1], bars[0] + 240, bars[1] + 200)
-    found = inside_frame(stored)
+    found = content_box(stored)
     assert found
     for side, other, length in zip(found, expected, whole.size * 2, strict=True):
         assert abs(side - other) <= length / 160 + 1
-    assert mean_difference(Image.fromarray(squash(stored, 64)), Image.fromarray(squash(noise(240, 200), 64))) < 12
+    assert mean_difference(Image.fromarray(to_square(stored, 64)), Image.fromarray(to_square(noise(240, 200), 64))) < 12
 
 
 def test_a_telephones_signs_belong_to_the_frame() -> None:
@@ -262,7 +262,7 @@ def test_a_telephones_signs_belong_to_the_frame() -> None:
     draw.text((8, 6), "12:34", "white")
     draw.rectangle((210, 8, 230, 16), outline="white")
     draw.ellipse((115, 462, 125, 472), outline="white")
-    assert inside_frame(screen) == (0, 120, 240, 360)
+    assert content_box(screen) == (0, 120, 240, 360)
 
 
 def test_a_caption_at_the_edge_of_a_wide_bar_is_no_telephones(classifier: Classifier) -> None:
@@ -270,7 +270,7 @@ def test_a_caption_at_the_edge_of_a_wide_bar_is_no_telephones(classifier: Classi
     assert classifier.predict([whole])[0].verdict == NOT_MEME
     caption = ImageFont.load_default(24)
     ImageDraw.Draw(whole).text((20, 8), "when ur mom comes home early", "black", caption)
-    assert inside_frame(whole) is None
+    assert content_box(whole) is None
     assert classifier.predict([whole])[0].meme_probability > 0.5
 
 
@@ -294,7 +294,7 @@ def captioned(beside: str) -> Image.Image:
     ],
 )
 def test_writing_and_wide_colours_are_no_frame(picture: Image.Image) -> None:
-    assert inside_frame(picture) is None
+    assert content_box(picture) is None
 
 
 def test_a_path_and_its_bytes_give_the_same_picture(tmp_path: Path) -> None:

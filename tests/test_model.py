@@ -27,7 +27,7 @@ from model import (
     Classifier,
     Preprocessing,
     build_network,
-    digest_beside,
+    digest_path,
     for_inference,
     write_checkpoint,
 )
@@ -140,7 +140,7 @@ def test_anything_but_our_checkpoint_gets_one_sentence(
         weights = dict(good["state_dict"])
         weights.pop("features.conv0.weight")
         torch.save(good | {"state_dict": weights}, path)
-    with pytest.raises(BadCheckpoint, match=r"^The checkpoint other\.pth .*repository, or make one with train\.py\.$"):
+    with pytest.raises(BadCheckpoint, match=r"^The checkpoint other\.pth .*repository, or make one with `python -m training\.train`\.$"):
         Classifier.load(path)
     assert not (tmp_path / "exploded").exists()
 
@@ -149,7 +149,7 @@ def test_a_checkpoint_is_the_one_whose_digest_is_recorded(saved: tuple[Path, tor
     path, recorded = tmp_path / "copy.pth", tmp_path / "copy.pth.sha256"
     shutil.copy(saved[0], path)
     Classifier.load(path)  # nothing is recorded
-    shutil.copy(digest_beside(saved[0]), recorded)
+    shutil.copy(digest_path(saved[0]), recorded)
     digest, name = recorded.read_text().split()
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert name == saved[0].name
@@ -165,7 +165,7 @@ def test_a_checkpoint_that_cannot_be_saved_leaves_the_old_one_and_its_digest(
     saved: tuple[Path, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(shutil.copy(saved[0], tmp_path))
-    recorded = Path(shutil.copy(digest_beside(saved[0]), tmp_path))
+    recorded = Path(shutil.copy(digest_path(saved[0]), tmp_path))
     before = path.read_bytes(), recorded.read_bytes()
 
     def full(*_: object) -> None:
@@ -178,7 +178,7 @@ def test_a_checkpoint_that_cannot_be_saved_leaves_the_old_one_and_its_digest(
 
 
 def test_the_shipped_checkpoints_digest_is_recorded() -> None:
-    recorded = digest_beside(DEFAULT_CHECKPOINT).read_text()
+    recorded = digest_path(DEFAULT_CHECKPOINT).read_text()
     assert recorded == f"{hashlib.sha256(DEFAULT_CHECKPOINT.read_bytes()).hexdigest()}  best_model.pth\n"
 
 

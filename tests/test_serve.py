@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 import serve
-from bench_page import running_server
+from benchmarks.page import running_server
 from gradcam import explain, overlay
 from images import open_picture
 from model import BadCheckpoint, Classifier

@@ -10,7 +10,7 @@ import pytest
 import tables
 from images import BadImage
 from model import MEME, NOT_SURE, Prediction
-from tables import READERS, BadTable, Row, Table, begin_table, csv_text, read_table, row_of
+from tables import READERS, BadTable, Row, Table, csv_text, read_table, resume_table, row_of
 
 SHA = "0123456789abcdef"
 ROWS = [
@@ -23,7 +23,7 @@ NAMES = {row.path for row in ROWS}
 
 
 def open_table(path: Path, kind: str, sha256: str, asked: Collection[str]) -> tuple[Table, dict[str, Row]]:
-    return begin_table(path, kind, read_table(path, kind, sha256), asked)
+    return resume_table(path, kind, read_table(path, kind, sha256), asked)
 
 
 def test_a_row_says_what_the_answer_says() -> None:

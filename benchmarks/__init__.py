@@ -1,0 +1,1 @@
+"""Times the product beside the usual ways. Nothing in the root imports it."""

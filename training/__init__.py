@@ -1,0 +1,1 @@
+"""Makes best_model.pth: training, distillation and calibration. Nothing in the root imports it."""
