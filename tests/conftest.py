@@ -1,43 +1,27 @@
-"""What several tests share: folders of pictures, and a tiny network where weights don't matter."""
+"""Fixtures that several test files share: classifiers and folders of pictures."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from pictures import noise
 from PIL import Image
+from tiny import build_tiny_classifier, build_tiny_network
 from torch import nn
-from torchvision.models import DenseNet
 
-from gradcam import METHODS
-from model import CLASSES, Classifier, Preprocessing, as_stages, for_inference
+from model import Classifier
 
 
 @pytest.fixture(scope="session")
 def tiny_network() -> nn.Module:
     """A frozen DenseNet of four layers with seeded weights."""
-    torch.manual_seed(0)
-    network = as_stages(
-        DenseNet(growth_rate=8, block_config=(1, 1, 1, 1), num_init_features=16, bn_size=2, num_classes=2)
-    )
-    return network.eval().requires_grad_(False)
+    return build_tiny_network()
 
 
 @pytest.fixture(scope="session")
 def tiny_classifier(tiny_network: nn.Module) -> Classifier:
     """The same in full precision: 64-pixel input, last feature map of 2 × 2."""
-    return Classifier(
-        network=for_inference(tiny_network, torch.float32),
-        classes=CLASSES,
-        preprocessing=Preprocessing(64),
-        temperature=1.5,
-        threshold=0.5,
-        not_sure=(0.4, 0.6),
-        evidence_scales=dict.fromkeys(METHODS, 0.7),
-        sha256="",
-        about={},
-    )
+    return build_tiny_classifier(tiny_network)
 
 
 @pytest.fixture(scope="session")

@@ -409,19 +409,38 @@ def test_who_stops_early_does_not_wait_for_what_has_not_begun() -> None:
     assert len(begun) <= 3
 
 
-def test_ctrl_c_leaves_a_table_to_go_on_with(tmp_path: Path) -> None:
-    """With a real process and its threads."""
-    pictures, out = tmp_path / "pictures", tmp_path / "out.parquet"
-    pictures.mkdir()
-    picture = encode(noise(300, 200), "JPEG")
-    for number in range(300):  # enough for the signal to come in time on a busy machine
-        (pictures / f"{number:03}.jpg").write_bytes(picture)
-    command = [sys.executable, str(ROOT / "classify.py"), str(pictures), "--parquet", str(out)]
-    command += ["--copy-to", str(tmp_path / "sorted")]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what runs behind it ignore it
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def start_slowly(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start classify.py with a slow network in a process of its own, for a test to stop."""
+    command = [sys.executable, str(ROOT / "tests" / "slow_classify.py"), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment)
     signal.signal(signal.SIGINT, before)
-    while (copied := len(list((tmp_path / "sorted").rglob("*.jpg")))) < 45:  # the rows come some 30 pictures later
+    return process
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A folder of 300 pictures: 19 batches."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(300):
+        (folder / f"{number:03}.png").write_bytes(encode(noise(40, 30, number % 10)))
+    return folder
+
+
+def test_ctrl_c_leaves_a_table_to_resume(
+    many: Path,
+    tiny_classifier: Classifier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With a real process, its threads and a real signal."""
+    out, copies = tmp_path / "out.parquet", tmp_path / "sorted"
+    arguments = (many, "--parquet", out, "--copy-to", copies)
+    first = start_slowly(*arguments)
+    while (copied := len(list(copies.rglob("*.png")))) < 45:  # the rows come some 30 pictures later
         assert first.poll() is None
         time.sleep(0.02)
     os.killpg(first.pid, signal.SIGINT)
@@ -429,11 +448,41 @@ def test_ctrl_c_leaves_a_table_to_go_on_with(tmp_path: Path) -> None:
     assert first.returncode == 130, f"{copied} copied when it was stopped: {said}"
     assert "Stopped. The same command goes on from here." in said
     assert "Traceback" not in said
-    assert 0 < len(list(READERS["parquet"](out))) < 300
+    before = list(READERS["parquet"](out))
+    assert 0 < len(before) < 300
     assert not list(tmp_path.rglob("*.partial"))
-    subprocess.run(command, check=True, capture_output=True)
-    assert sorted(row.path for row in READERS["parquet"](out)) == [str(path) for path in sorted(pictures.iterdir())]
-    assert len(list((tmp_path / "sorted").rglob("*.jpg"))) == 300
+    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    assert f"{len(before)} of 300 pictures were answered before" in capsys.readouterr().err
+    rows = list(READERS["parquet"](out))
+    assert [row.path for row in rows] == [str(path) for path in sorted(many.iterdir())]
+    assert rows[: len(before)] == before
+    assert len(list(copies.rglob("*.png"))) == 300
+
+
+def test_a_killed_run_is_resumed(
+    many: Path,
+    tiny_classifier: Classifier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With a real process that has no chance to tidy up."""
+    out = tmp_path / "out.csv"
+    first = start_slowly(many, "--csv", out)
+    while not out.exists() or out.read_bytes().count(b"\n") < 20:
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.kill()
+    first.communicate()
+    before = rows_of(out)
+    assert len(before) < 300
+    with out.open("a") as file:
+        file.write("/half/a/ro")  # as if a row had been cut off
+    assert run(monkeypatch, classify.main, tiny_classifier, many, "--csv", out) == 0
+    assert f"{len(before)} of 300 pictures were answered before" in capsys.readouterr().err
+    rows = rows_of(out)
+    assert [row["path"] for row in rows] == [str(path) for path in sorted(many.iterdir())]
+    assert rows[: len(before)] == before
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
@@ -466,27 +515,3 @@ def test_a_second_run_goes_on_where_the_first_stopped(
     assert [row.path for row in read(out)] == [str(path) for path in sorted(folder.rglob("*.png"))]
     assert run(monkeypatch, classify.main, tiny_classifier, folder, f"--{kind}", out) == 0
     assert len(list(read(out))) == 16
-
-
-def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
-    """With real processes and the shipped checkpoint, and no chance to tidy up."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for seed in range(120):
-        (pictures / f"{seed:03}.jpg").write_bytes(encode(noise(300, 200, seed), "JPEG"))
-    out = tmp_path / "out.csv"
-    command = [sys.executable, str(ROOT / "classify.py"), str(pictures), "--csv", str(out)]
-    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not out.exists() or out.read_bytes().count(b"\n") < 20:
-        assert first.poll() is None
-        time.sleep(0.02)
-    first.kill()
-    first.wait()
-    before = rows_of(out)
-    assert len(before) < 120
-    with out.open("a") as file:
-        file.write("/half/a/ro")  # as if a row had been cut off
-    subprocess.run(command, check=True, capture_output=True)
-    rows = rows_of(out)
-    assert [row["path"] for row in rows] == [str(path) for path in sorted(pictures.iterdir())]
-    assert rows[: len(before)] == before
