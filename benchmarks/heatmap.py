@@ -7,6 +7,7 @@ requirements-dev.txt.
 
 import argparse
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,10 @@ from tqdm import tqdm, trange
 from classify import classify
 from engine import best_engine, load_fastest
 from evaluation.dataset import plain_network
+from evaluation.report import time_table
 from gradcam import explain
 from images import find_pictures, open_picture
-from model import DEFAULT_CHECKPOINT, MEME, Classifier, Prediction
+from model import DEFAULT_CHECKPOINT, MEME, Classifier, Prediction, fastest_dtype
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "examples" / "cat_meme.jpg"
@@ -84,11 +86,19 @@ def measure(rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
+def processor() -> str:
+    """The processor's name, and whether the network runs in bfloat16 on it."""
+    information = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = next((line.partition(": ")[2] for line in information.splitlines() if line.startswith("model name")), "CPU")
+    return f"{name} {'with' if fastest_dtype() == torch.bfloat16 else 'without'} bfloat16"
+
+
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description="Time label and heatmap beside the usual ways.")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1, help="the page uses one for each visitor")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the times")
     parser.add_argument("--agree", type=Path, metavar="DIR", help="pictures to compare answers on")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -100,12 +110,16 @@ def main() -> None:
 
     seconds = measure(arguments.rounds)
     ours = np.array(seconds[HEATMAP])
-    print(f"{arguments.rounds} rounds, {arguments.threads} threads, torch {torch.__version__}")
-    print("| from an opened picture | median, ms | times our label and heatmap (quartiles over the rounds) |")
-    print("|---|---|---|")
+    rows = {}
     for name, taken in seconds.items():
         low, middle, high = np.quantile(np.array(taken) / ours, (0.25, 0.5, 0.75))
-        print(f"| {name} | {np.median(taken) * 1000:.1f} | {middle:.2f} ({low:.2f}–{high:.2f}) |")
+        rows[name] = {"median_ms": np.median(taken) * 1000, "ratio": middle, "low": low, "high": high}
+    print(f"{arguments.rounds} rounds, {arguments.threads} threads, torch {torch.__version__}")
+    print(time_table(rows))
+    if arguments.json:
+        about = {"rounds": arguments.rounds, "threads": arguments.threads, "processor": processor()}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(about | {"times": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -321,7 +321,7 @@ def beats_controls(name: str, score: str, table: dict[str, Scores]) -> bool:
     return all(low > other.high for other in others)
 
 
-def in_words(table: dict[str, Scores], shown: list[str] | None = None) -> str:
+def to_markdown(table: dict[str, Scores], shown: list[str] | None = None) -> str:
     """The scores, or some of them, as a Markdown table; bold where a method is better than both controls."""
     shown = shown or [score for score in next(iter(table.values())) if score != "area of captions"]
     lines = ["| method | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
@@ -391,7 +391,7 @@ def main() -> int:
     memes = [meme for picture in backgrounds if not content_box((meme := caption(picture, draw)).picture)]
     table = measure(classifier, arguments.checkpoint, cases, memes)
     sanity = measure_sanity(classifier, arguments.checkpoint, cases[:: max(1, len(cases) // 20)])
-    print(in_words(table))
+    print(to_markdown(table))
     found = classifier.predict([case.picture for case in memes])
     called = share(np.array([prediction.label == MEME for prediction in found])).value
     covered = table["random"]["area of captions"].value

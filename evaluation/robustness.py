@@ -192,7 +192,7 @@ def compare(
     )
 
 
-def in_words(effects: list[Effect]) -> str:
+def to_markdown(effects: list[Effect]) -> str:
     """The effects as a Markdown table."""
     lines = [
         "| corruption | severity | accuracy (95 % interval) | flipped | memes lost | others turned meme |",
@@ -234,7 +234,7 @@ def main() -> int:
         parser.error(f"there must be readable pictures below both {arguments.data}/meme and {arguments.data}/not_meme")
 
     effects = measure(classifier, pictures, truth)
-    print(f"{truth.count(MEME)} memes and {truth.count(NOT_MEME)} others\n\n{in_words(effects)}")
+    print(f"{truth.count(MEME)} memes and {truth.count(NOT_MEME)} others\n\n{to_markdown(effects)}")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         figures: dict[str, Any] = {

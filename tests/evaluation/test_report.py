@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 
 import pytest
 from pictures import ROOT
@@ -9,19 +10,55 @@ from model import DEFAULT_CHECKPOINT
 
 
 @pytest.mark.parametrize("name", report.DOCUMENTS)
-def test_the_documents_have_the_figures_that_were_measured(name: str) -> None:
+def test_the_documents_have_the_measured_figures(name: str) -> None:
     document = (ROOT / name).read_text(encoding="utf-8")
-    assert report.filled(document) == document
+    assert report.fill(document) == document
 
 
 @pytest.mark.parametrize("name", ["metrics", "robustness", "faithfulness"])
-def test_the_figures_are_of_the_shipped_checkpoint(name: str) -> None:
+def test_the_figures_belong_to_the_shipped_checkpoint(name: str) -> None:
     figures = json.loads((ROOT / "outputs" / f"{name}.json").read_text())
     assert figures["checkpoint_sha256"] == hashlib.sha256(DEFAULT_CHECKPOINT.read_bytes()).hexdigest()
 
 
-def test_every_table_stands_somewhere() -> None:
+def test_each_table_stands_in_exactly_one_document() -> None:
     documents = "".join((ROOT / name).read_text(encoding="utf-8") for name in report.DOCUMENTS)
-    for name, table in report.tables().items():
-        assert table in documents, name
-    assert report.percent(0.907, 0.898, 0.9157) == "90.7 % (89.8 % to 91.6 %)"
+    for name in report.tables():
+        assert documents.count(f"<!-- {name} -->") == documents.count(f"<!-- /{name} -->") == 1, name
+
+
+def test_old_figures_are_replaced_between_their_comments_only() -> None:
+    in_line = report.fill("Before <!-- input -->an old figure<!-- /input --> after.")
+    assert re.fullmatch(r"Before <!-- input -->\d+ × \d+ pixels<!-- /input --> after\.", in_line)
+    block = report.fill("Before\n\n<!-- in brief -->\nan old table\n<!-- /in brief -->\n\nAfter\n")
+    assert block.startswith("Before\n\n<!-- in brief -->\n\n| figure |")
+    assert block.endswith(" |\n\n<!-- /in brief -->\n\nAfter\n")
+    assert "old" not in in_line + block
+
+
+def test_shares_are_written_in_percent() -> None:
+    assert report.with_interval({"value": 0.907, "low": 0.898, "high": 0.9157}) == "90.7 % (89.8 % to 91.6 %)"
+
+
+def test_the_weakest_groups_are_the_largest_shares_of_errors() -> None:
+    rows = {
+        "cards": {"n": 200, "accuracy": 0.7},
+        "charts": {"n": 100, "accuracy": 0.99},
+        "logos": {"n": report.MIN_WEAK - 1, "accuracy": 0.1},
+        "posters": {"n": 100, "accuracy": 0.8},
+        "slides": {"n": 100, "accuracy": 0.6},
+    }
+    assert [name for name, _ in report.weakest(rows)] == ["slides", "cards", "posters"]
+    assert report.weakness_sentence(rows).endswith("slides (40.0 %), cards (30.0 %), posters (20.0 %).")
+
+
+def test_failures_add_up_to_all_errors() -> None:
+    kinds = {
+        name: {"n": 100, "accuracy": 1 - errors / 100} for name, errors in zip("abcde", (1, 2, 3, 4, 5), strict=True)
+    }
+    sources = {"one": {"n": 80, "accuracy": 0.75}}
+    table = report.failure_table({"n": {"meme": 90, "not_meme": 500}}, kinds, sources)
+    assert "| e: called a meme | 5 of 100 |" in table
+    assert "| all others: called a meme | 3 of 200 |" in table
+    assert "| one: meme missed | 20 of 80 |" in table
+    assert "| all others: meme missed | 0 of 10 |" in table
