@@ -32,7 +32,19 @@ from gallery import (
     sorted_zip,
     table,
 )
-from gradcam import GRAD_CAM, METHODS, OCCLUSION, OPACITY, Check, Explanation, check, explain, legend, overlay, to_png
+from gradcam import (
+    GRAD_CAM,
+    METHODS,
+    OCCLUSION,
+    OPACITY,
+    Explanation,
+    FaithfulnessCheck,
+    check_faithfulness,
+    encode_png,
+    explain,
+    legend,
+    overlay,
+)
 from images import FORMAT_NAMES, MAX_MEGABYTES, SUFFIXES, BadImage, open_picture
 from model import MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
 from sessions import core_semaphore, release_session_when_closed
@@ -121,14 +133,14 @@ def cached_heat(method: str, data: bytes) -> dict[str, NDArray[np.float32]]:
 
 
 @st.cache_data(max_entries=16, show_spinner="Hiding what the heatmap marks …")
-def cached_check(method: str, shown: str, data: bytes) -> Check:
+def cached_check(method: str, shown: str, data: bytes) -> FaithfulnessCheck:
     picture, _ = answer(data)  # before a core is taken: it may have to take one itself
     heat = cached_heat(method, data)[shown]
     with acquire_core():
-        return check(load_classifier(), picture, heat)
+        return check_faithfulness(load_classifier(), picture, heat)
 
 
-def in_words(checked: Check, shown: str, before: float) -> str:
+def in_words(checked: FaithfulnessCheck, shown: str, before: float) -> str:
     """What became of the probability of the class whose evidence is shown."""
 
     def fall(meme_probability: float) -> str:
@@ -136,10 +148,10 @@ def in_words(checked: Check, shown: str, before: float) -> str:
         return " → ".join(f"{probability:.0%}" for probability in towards)
 
     return (
-        f"Without the strongest {checked.share:.0%} of the heatmap (blurred): "
+        f"Without the strongest {checked.masked_share:.0%} of the heatmap (blurred): "
         f"{CLASS_NAMES[shown]} **{fall(checked.blurred)}**. "
         f"With that part in the picture's mean colour: {fall(checked.mean_colour)}. "
-        f"With the weakest {checked.share:.0%} blurred instead: {fall(checked.control)}."
+        f"With the weakest {checked.masked_share:.0%} blurred instead: {fall(checked.control)}."
     )
 
 
@@ -207,14 +219,14 @@ def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, pla
         """What is shown, as a PNG of the picture's own size."""
         with core_semaphore():
             painted = overlay(open_picture(data, whole=True), heat, opacity / 100, colour_map)
-            return to_png(painted, load_classifier(), explanation.prediction, shown, method)
+            return encode_png(painted, load_classifier(), explanation.prediction, shown, method)
 
     strength = next(words for least, words in STRENGTHS if heat.max() >= least)
     found = f"Evidence {EVIDENCE[shown]}: {strength}"
     if test and heat.any():
         checked = cached_check(method, shown, data)
-        hidden = f"Your picture without the strongest {checked.share:.0%}"
-        left.image(checked.hidden, caption=hidden, alt=hidden, width="stretch")
+        hidden = f"Your picture without the strongest {checked.masked_share:.0%}"
+        left.image(checked.masked_picture, caption=hidden, alt=hidden, width="stretch")
         scale.write(in_words(checked, shown, probability))
     else:
         left.image(picture, caption="Your picture", alt="The picture as it was judged", width="stretch")

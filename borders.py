@@ -1,71 +1,82 @@
-"""Plain borders around a picture, which are cropped before it is classified."""
+"""Detection of plain borders, which are cropped before a picture is classified."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-FRAME_GRID = 160  # points along each side, at which a frame is looked for
-FRAME_COLOUR = 16  # of 255 steps that a point of a bar may differ from the bar's colour, by JPEG
-FRAME_PLAIN = 0.02  # share of a bar's line that may differ by more
-FRAME_EDGE = 0.5  # share of a line that a picture's own edge sets apart from the bar; writing covers less
-FRAME_LEAST = 0.03  # share of the width or height that a frame takes away at least
-STATUS_BAR = 0.06  # share of the height that a telephone writes on, above and below a picture on its screen
-STATUS_INK = 0.3  # share of such a line that it writes on at most
-STATUS_GAP = 0.08  # share of the height between that and the picture at least; under a caption there is less
+GRID_SIDE = 160  # points along each side at which the picture is sampled
+COLOUR_TOLERANCE = 16  # of 255 levels; JPEG changes a plain colour by up to this much
+MAX_OUTLIERS = 0.02  # share of a border line that may differ by more
+MIN_EDGE = 0.5  # share of the first line of the content that differs from the border; text covers less of a line
+MIN_BORDER = 0.03  # share of the width or height that the borders of two opposite sides cover together
+STATUS_BAR = 0.06  # share of the height that the status bar of a phone takes, and its buttons at the bottom
+MAX_STATUS_INK = 0.3  # share of a line of the status bar that its icons cover
+MIN_STATUS_GAP = 0.08  # share of the height between status bar and content; a caption leaves less
 MIN_CONTENT_SIDE = 16  # pixels
 
 
 def content_box(picture: Image.Image) -> tuple[int, int, int, int] | None:
-    """Where the picture itself lies in a framed one, as left, top, right and bottom in pixels; None without a frame.
+    """Find the content of a picture inside its plain border.
 
-    A frame is a bar of one colour that ends at a straight edge: black bars around a film still, a white border. Where
-    writing stands on the bar, it stays, but for a telephone's screen, which is upright, has a bar above and below the
-    picture, and signs at its very top and bottom.
+    A border is a margin of one colour that ends at a straight edge, like the black bars of a letterboxed film still
+    or a white frame. A margin with text on it is content. The exception is a phone screenshot: upright, with a border
+    above and below the content, a status bar at the very top and buttons at the very bottom.
+
+    Args:
+        picture: upright RGB.
+
+    Returns:
+        Left, top, right and bottom of the content in pixels; None for a picture without a border.
     """
-    lines = np.asarray(picture.resize((FRAME_GRID, FRAME_GRID), Image.Resampling.NEAREST)).astype(np.int16)
-    top, bottom = _bars(lines, STATUS_BAR) if picture.height > picture.width else (0, 0)
+    lines = np.asarray(picture.resize((GRID_SIDE, GRID_SIDE), Image.Resampling.NEAREST)).astype(np.int16)
+    top, bottom = _border_sizes(lines, STATUS_BAR) if picture.height > picture.width else (0, 0)
     if not (top and bottom):
-        top, bottom = _bars(lines)
-    left, right = _bars(lines[top : FRAME_GRID - bottom].transpose(1, 0, 2))
+        top, bottom = _border_sizes(lines)
+    left, right = _border_sizes(lines[top : GRID_SIDE - bottom].transpose(1, 0, 2))
     if not (left or top or right or bottom):
         return None
-    x, y = picture.width / FRAME_GRID, picture.height / FRAME_GRID
+    x, y = picture.width / GRID_SIDE, picture.height / GRID_SIDE
     box = (round(left * x), round(top * y), picture.width - round(right * x), picture.height - round(bottom * y))
     return box if min(box[2] - box[0], box[3] - box[1]) >= MIN_CONTENT_SIDE else None
 
 
-def _bars(lines: NDArray[np.int16], written: float = 0) -> tuple[int, int]:
-    """How many of a picture's lines, of shape (lines, points, 3), are a bar at its start and at its end.
+def _border_sizes(lines: NDArray[np.int16], status_bar: float = 0) -> tuple[int, int]:
+    """Count the border lines at the start and at the end of a picture.
 
-    There may be writing on that share of the lines, at the very start and the very end.
+    Args:
+        lines: shape (lines, points, 3).
+        status_bar: share of the lines at either end that a status bar may take.
     """
-    first, last = _bar(lines, written), _bar(lines[::-1], written)
-    return (first, last) if FRAME_LEAST * len(lines) <= first + last < len(lines) else (0, 0)
+    first, last = _border_size(lines, status_bar), _border_size(lines[::-1], status_bar)
+    return (first, last) if MIN_BORDER * len(lines) <= first + last < len(lines) else (0, 0)
 
 
-def _bar(lines: NDArray[np.int16], written: float) -> int:
-    """How many of these lines, of shape (lines, points, 3), are a bar before a picture's edge."""
-    lines = lines[:, ::2]  # half of the points see as much
-    for inked in (round(written * len(lines)), 0) if written else (0,):
-        colour = _colour(lines[inked])
-        if _unlike(lines[inked], colour) > FRAME_PLAIN:
-            continue  # the usual case; all lines would take ten times as long
-        unlike = _unlike(lines, colour)
-        end = inked + int((unlike[inked:] > FRAME_PLAIN).argmax())
-        if end - inked < (STATUS_GAP * len(lines) if inked else 1) or (unlike[:inked] > STATUS_INK).any():
+def _border_size(lines: NDArray[np.int16], status_bar: float) -> int:
+    """Count the border lines at the start of these lines, of shape (lines, points, 3)."""
+    lines = lines[:, ::2]  # every second point is enough
+    for skipped in (round(status_bar * len(lines)), 0) if status_bar else (0,):
+        colour = _mean_colour(lines[skipped])
+        if _outliers(lines[skipped], colour) > MAX_OUTLIERS:
+            continue  # the usual case; testing all lines would take ten times as long
+        outliers = _outliers(lines, colour)
+        end = skipped + int((outliers[skipped:] > MAX_OUTLIERS).argmax())
+        if (
+            end - skipped < (MIN_STATUS_GAP * len(lines) if skipped else 1)
+            or (outliers[:skipped] > MAX_STATUS_INK).any()
+        ):
             continue
-        if _unlike(lines[end : end + 4], _colour(lines[end - 1])).max() >= FRAME_EDGE:  # else the colour runs on
+        if _outliers(lines[end : end + 4], _mean_colour(lines[end - 1])).max() >= MIN_EDGE:  # else the colour goes on
             return end
     return 0
 
 
-def _colour(line: NDArray[np.int16]) -> NDArray[np.int16]:
+def _mean_colour(line: NDArray[np.int16]) -> NDArray[np.int16]:
     colour: NDArray[np.int16] = line.mean(0).astype(np.int16)
     return colour
 
 
-def _unlike(points: NDArray[np.int16], colour: NDArray[np.int16]) -> NDArray[np.float64]:
-    """The share of points in each line that have another colour; points of shape (..., points, 3)."""
-    red, green, blue = np.moveaxis(np.abs(points - colour) > FRAME_COLOUR, -1, 0)
+def _outliers(points: NDArray[np.int16], colour: NDArray[np.int16]) -> NDArray[np.float64]:
+    """Share of the points in each line that differ from a colour; points of shape (..., points, 3)."""
+    red, green, blue = np.moveaxis(np.abs(points - colour) > COLOUR_TOLERANCE, -1, 0)
     shares: NDArray[np.float64] = (red | green | blue).mean(-1)  # any(-1) takes three times as long
     return shares

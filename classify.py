@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine import best_engine, load_fastest
-from gradcam import Explanation, answer_png, explain_inputs, pad_to_border
+from gradcam import Explanation, explain_inputs, overlay_png, pad_to_picture
 from images import SUFFIXES, BadImage, find_pictures, open_picture, to_square
 from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
 from tables import READERS, TEXT_MODE, BadTable, CsvTable, Row, Table, read_table, resume_table, row_of
@@ -198,7 +198,7 @@ def overlay_path(folder: Path, path: Path) -> Path:
 def save_overlay(classifier: Classifier, folder: Path, path: Path, explanation: Explanation) -> None:
     """Save the picture under the heatmap of its own answer."""
     picture = open_picture(path)
-    save_new(overlay_path(folder, path), answer_png(classifier, picture, pad_to_border(explanation, picture)))
+    save_new(overlay_path(folder, path), overlay_png(classifier, picture, pad_to_picture(explanation, picture)))
 
 
 def save_failure(error: OSError) -> str:

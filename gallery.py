@@ -13,7 +13,7 @@ from threading import Event
 from typing import TypeVar
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-from gradcam import answer_png, explain
+from gradcam import explain, overlay_png
 from images import BadImage, open_picture
 from model import Classifier, Prediction
 from tables import csv_text, row_of
@@ -180,7 +180,7 @@ def overlays(
         picture = open_picture(data)
         (explanation,) = explain(classifier, [picture])
         picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
-        return f"{number:04}_{safe_name(items[key].name)}.png", answer_png(classifier, picture, explanation)
+        return f"{number:04}_{safe_name(items[key].name)}.png", overlay_png(classifier, picture, explanation)
 
     good = [upload for upload in enumerate(uploads, 1) if isinstance(items[upload[1][0]].answer, Prediction)]
     buffer = BytesIO()

@@ -1,7 +1,7 @@
-"""Heatmaps: where in a picture the evidence for an answer lies, painted over it.
+"""Heatmaps: where in a picture the evidence for a class lies, and an overlay that shows it.
 
 Grad-CAM: Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-Localization", arXiv 1610.02391. The other methods name their papers below.
+Localization", arXiv 1610.02391. The other methods cite their papers below.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,32 +16,32 @@ from PIL import Image, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from borders import FRAME_GRID, content_box
+from borders import GRID_SIDE, content_box
 from images import resize_to_square
 from model import MEME, Classifier, Prediction
 
-# Colours from weak to strong, each (256, 3). Jet is what everybody knows; viridis rises evenly in
-# brightness and is read alike by the colour-blind.
+# Colours from weak to strong, each of shape (256, 3). Jet is the familiar choice. Viridis rises evenly in
+# brightness and is readable for the colour-blind.
 COLOUR_MAPS = {
     name: (colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8) for name in ("jet", "viridis")
 }
-FADE = 0.25  # heat below this fades out, so that no evidence leaves the picture as it is
-STRIP = 256  # rows painted at once; for all at once, the steps between would take several times the photo
+FADE_BELOW = 0.25  # heat below this fades to transparent, so that a place without evidence is not tinted
+ROWS_AT_ONCE = 256  # rows painted at once; the intermediate arrays of a whole photo would take several times its memory
 LEGEND_SIZE = (512, 24)  # pixels
 OCCLUSION_CELLS = 8  # along each side
-OCCLUSION_WINDOW = 2  # cells along each side of the hidden square
+OCCLUSION_WINDOW = 2  # cells along each side of the occluding square
 OPACITY = 0.6  # of the colours over a picture
-HIDDEN_SHARE = 0.2  # of the picture's area, for the check of a heatmap
+MASKED_SHARE = 0.2  # of the picture's area that `check_faithfulness` masks
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A prediction with its reasons, from one forward pass.
+    """A prediction and its heatmaps, from one forward pass.
 
     Attributes:
-        prediction: what `Classifier.predict` says of the same picture.
-        heat: class name -> evidence for that class over the whole picture, shape (h, w), float32 from 0 (none)
-            to 1 (the method's full scale), the same scale for every picture and class.
+        prediction: the same as `Classifier.predict` gives for this picture.
+        heat: maps each class name to the evidence for that class over the whole picture, of shape (h, w),
+            float32 from 0 (none) to 1 (the method's full scale). The scale is the same for all pictures and classes.
     """
 
     prediction: Prediction
@@ -51,8 +51,8 @@ class Explanation:
 def grad_cam(feature_map: Tensor, gradients: Tensor) -> Tensor:
     """Grad-CAM, equations 1 and 2 of the paper.
 
-    Like the three below it takes a feature map and the gradients of one class's logits by it, both of
-    shape (N, K, h, w), and gives maps of shape (N, h, w), never negative.
+    Like the three functions below, it takes a feature map and the gradients of one class's logits with respect to
+    it, both of shape (N, K, h, w). It returns non-negative maps of shape (N, h, w).
     """
     weights = gradients.mean((2, 3), keepdim=True)  # (N, K, 1, 1)
     return (weights * feature_map).sum(1).relu()
@@ -78,19 +78,19 @@ def layer_cam(feature_map: Tensor, gradients: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to turn gradients into a heatmap.
+    """A class activation mapping method.
 
     Attributes:
-        layer: the stage of the network whose output is read.
-        formula: (feature map, gradients) -> maps.
+        layer: name of the stage of the network whose output is the feature map.
+        formula: function of the feature map and its gradients that returns the maps.
     """
 
     layer: str
     formula: Callable[[Tensor, Tensor], Tensor]
 
 
-# The last feature map has S/32 cells along each side; the third block's has twice as many. On the last one,
-# HiResCAM would be Grad-CAM exactly.
+# The last feature map has S/32 cells along each side, that of the third block twice as many. On the last one,
+# HiResCAM equals Grad-CAM.
 LAST_LAYER, FINER_LAYER = "relu", "denseblock3"
 METHODS = {
     "Grad-CAM": Method(LAST_LAYER, grad_cam),
@@ -99,43 +99,43 @@ METHODS = {
     "LayerCAM": Method(FINER_LAYER, layer_cam),
 }
 GRAD_CAM = "Grad-CAM"
-OCCLUSION = "Occlusion"  # needs no gradients, only many forward passes
+OCCLUSION = "Occlusion"  # uses many forward passes and no gradients
 
 
 def explain(classifier: Classifier, pictures: Sequence[Image.Image], method: str = GRAD_CAM) -> list[Explanation]:
-    """Classify upright RGB pictures and say where the evidence for each class lies.
+    """Classify upright RGB pictures and compute a heatmap for each class.
 
     Args:
-        classifier: whose answers to explain.
-        pictures: any number.
+        classifier: the classifier to explain.
+        pictures: any number, also none.
         method: one of `METHODS`, or `OCCLUSION`.
     """
     if not pictures:
         return []
     inputs = classifier.preprocess(pictures)
     if method == OCCLUSION:
-        explanations = [occlude(classifier, one) for one in inputs]
+        explanations = [explain_by_occlusion(classifier, one) for one in inputs]
     else:
         explanations = explain_inputs(classifier, inputs, method)
-    return [pad_to_border(explanation, picture) for explanation, picture in zip(explanations, pictures, strict=True)]
+    return [pad_to_picture(explanation, picture) for explanation, picture in zip(explanations, pictures, strict=True)]
 
 
-def pad_to_border(explanation: Explanation, picture: Image.Image) -> Explanation:
-    """The explanation of what is `content_box`, over the whole picture; a frame, which nobody saw, has no heat."""
+def pad_to_picture(explanation: Explanation, picture: Image.Image) -> Explanation:
+    """Pad the heatmaps of the part inside `content_box` to the whole picture. A border has no heat."""
     box = content_box(picture)
     if box is None:
         return explanation
-    sides = zip(box, picture.size * 2, strict=True)
-    left, top, right, bottom = (round(side / whole * FRAME_GRID) for side, whole in sides)
-    placed = {}
+    edges = zip(box, picture.size * 2, strict=True)
+    left, top, right, bottom = (round(edge / length * GRID_SIDE) for edge, length in edges)
+    padded = {}
     for name, heat in explanation.heat.items():
-        placed[name] = np.zeros((FRAME_GRID, FRAME_GRID), np.float32)
-        placed[name][top:bottom, left:right] = stretch(heat, (right - left, bottom - top))
-    return replace(explanation, heat=placed)
+        padded[name] = np.zeros((GRID_SIDE, GRID_SIDE), np.float32)
+        padded[name][top:bottom, left:right] = resize_heatmap(heat, (right - left, bottom - top))
+    return replace(explanation, heat=padded)
 
 
 def explain_inputs(classifier: Classifier, inputs: Tensor, method: str = GRAD_CAM) -> list[Explanation]:
-    """Do the same for preprocessed pictures of shape (N, 3, S, S), without their frames, by one of `METHODS`."""
+    """Explain preprocessed pictures of shape (N, 3, S, S), whose borders are cropped, with one of `METHODS`."""
     logits, feature_map = forward_with_feature_map(classifier.network, inputs, METHODS[method].layer)
     heat = {
         name: (evidence(logits, feature_map, index, method) / classifier.evidence_scales[method]).clamp(0, 1).numpy()
@@ -149,20 +149,20 @@ def explain_inputs(classifier: Classifier, inputs: Tensor, method: str = GRAD_CA
 
 
 def forward_with_feature_map(network: nn.Module, inputs: Tensor, layer: str = LAST_LAYER) -> tuple[Tensor, Tensor]:
-    """Run the network once and keep one stage's output where gradients can reach it.
+    """Run the network once and keep the output of one stage, so that its gradients can be computed.
 
-    Many threads share the network, so a hook on it would also catch other visitors' pictures.
-    The hook sits on a module made for this call, which comes after the stage; nothing of the
-    network is touched. The hook hands on a leaf of its own, so that the backward pass ends
-    there and leaves no `.grad` anywhere.
+    Many threads share the network, so a hook on it would also catch the pictures of other sessions.
+    Therefore the hook is on an identity module made for this call, behind the stage, and the network
+    stays untouched. The hook returns a new leaf tensor, so that the backward pass ends there and
+    leaves no `.grad` on the network.
 
     Args:
-        network: from `model.build_network` or `model.for_inference`, frozen and in evaluation mode.
+        network: made by `model.build_network` or `model.for_inference`, frozen and in evaluation mode.
         inputs: shape (N, 3, S, S).
         layer: name of the stage.
 
     Returns:
-        Logits of shape (N, 2), and the stage's output, of shape (N, K, h, w).
+        Logits of shape (N, 2), and the output of the stage, of shape (N, K, h, w).
     """
     kept: list[Tensor] = []
 
@@ -185,15 +185,15 @@ def forward_with_feature_map(network: nn.Module, inputs: Tensor, layer: str = LA
 
 
 def evidence(logits: Tensor, feature_map: Tensor, class_index: int, method: str = GRAD_CAM) -> Tensor:
-    """The method's maps of shape (N, h, w), times the number of cells.
+    """Compute the maps of a method, of shape (N, h, w), times the number of cells.
 
-    Grad-CAM averages over the cells; like this, a cell's value is the logit that the picture would
-    reach if it looked like this cell everywhere.
+    Grad-CAM averages over the cells. After the multiplication, the value of a cell is the logit that the
+    picture would get if it looked like this cell everywhere.
 
     Args:
         logits: shape (N, classes), computed from `feature_map`.
-        feature_map: shape (N, K, h, w), of the method's layer.
-        class_index: whose evidence to show.
+        feature_map: shape (N, K, h, w), output of the method's layer.
+        class_index: index of the class.
         method: one of `METHODS`.
     """
     (gradients,) = torch.autograd.grad(logits[:, class_index].sum(), feature_map, retain_graph=True)
@@ -201,106 +201,112 @@ def evidence(logits: Tensor, feature_map: Tensor, class_index: int, method: str 
     return METHODS[method].formula(feature_map.detach().float(), gradients.float()) * cells
 
 
-def occlude(classifier: Classifier, inputs: Tensor) -> Explanation:
-    """Explain one input of shape (3, S, S) by occlusion; where heat is 1, hiding leaves 1/e of the odds or less."""
-    logits, falls = occlusion_sensitivity(classifier, inputs)
+def explain_by_occlusion(classifier: Classifier, inputs: Tensor) -> Explanation:
+    """Explain one input of shape (3, S, S) by occlusion. Heat 1: occluding the cell leaves at most 1/e of the odds."""
+    logits, drops = occlusion_sensitivity(classifier, inputs)
     (prediction,) = classifier.judge(inputs[None], logits)
-    heat = {name: (falls if name == MEME else -falls).clip(0, 1) for name in classifier.classes}
+    heat = {name: (drops if name == MEME else -drops).clip(0, 1) for name in classifier.classes}
     return Explanation(prediction, heat)
 
 
 def occlusion_sensitivity(classifier: Classifier, inputs: Tensor) -> tuple[Tensor, NDArray[np.float32]]:
-    """Hide one square after another and see how far the log-odds of meme fall.
+    """Occlude one square after another and measure how much the log-odds of meme drop.
 
-    Zeiler and Fergus 2013, arXiv 1311.2901. A cell's value is the mean over the squares that cover it.
+    Zeiler and Fergus 2013, arXiv 1311.2901. The value of a cell is the mean over the squares that cover it.
 
     Args:
-        classifier: whose answer to explain.
-        inputs: one picture's, of shape (3, S, S).
+        classifier: the classifier to explain.
+        inputs: one preprocessed picture of shape (3, S, S).
 
     Returns:
-        The logits of the whole picture, of shape (1, 2), and the falls, of shape (`OCCLUSION_CELLS`,) * 2.
+        The logits of the whole picture, of shape (1, 2), and the drops, of shape (`OCCLUSION_CELLS`,) * 2.
     """
     cell, cells, window = inputs.shape[-1] // OCCLUSION_CELLS, OCCLUSION_CELLS, OCCLUSION_WINDOW
     corners = [(row, column) for row in range(cells - window + 1) for column in range(cells - window + 1)]
-    hidden = inputs.repeat(len(corners) + 1, 1, 1, 1)  # the last one stays whole
-    for one, (row, column) in zip(hidden, corners, strict=False):
+    occluded = inputs.repeat(len(corners) + 1, 1, 1, 1)  # the last one stays whole
+    for one, (row, column) in zip(occluded, corners, strict=False):
         one[:, row * cell : (row + window) * cell, column * cell : (column + window) * cell] = 0  # the mean colour
     with torch.inference_mode():
-        logits = classifier.network(hidden)  # (squares + 1, 2)
-    ours = classifier.classes.index(MEME)
-    log_odds = (logits[:, ours] - logits[:, 1 - ours]).numpy() / classifier.temperature
-    falls, covers = np.zeros((2, cells, cells), np.float32)
-    for without, (row, column) in zip(log_odds, corners, strict=False):
+        logits = classifier.network(occluded)  # (squares + 1, 2)
+    meme = classifier.classes.index(MEME)
+    log_odds = (logits[:, meme] - logits[:, 1 - meme]).numpy() / classifier.temperature
+    drops, counts = np.zeros((2, cells, cells), np.float32)
+    for log_odds_occluded, (row, column) in zip(log_odds, corners, strict=False):
         square = np.s_[row : row + window, column : column + window]
-        falls[square] += log_odds[-1] - without
-        covers[square] += 1
-    return logits[-1:], falls / covers
+        drops[square] += log_odds[-1] - log_odds_occluded
+        counts[square] += 1
+    return logits[-1:], drops / counts
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """What becomes of the answer when the part that a heatmap calls important is hidden.
+class FaithfulnessCheck:
+    """The probability of meme after parts of a picture are masked according to its heatmap.
 
     Attributes:
-        share: of the picture inside its frame that is hidden: `HIDDEN_SHARE`, or all that has heat if that is less.
-        hidden: the picture with its strongest part blurred away.
-        blurred: probability of meme of that picture.
-        mean_colour: the same with that part in the picture's mean colour.
-        control: the same with as much blurred away where the heatmap is weakest.
+        masked_share: share of the picture inside its border that is masked: `MASKED_SHARE`, or less if less has heat.
+        masked_picture: the picture with its strongest part blurred.
+        blurred: probability of meme for that picture.
+        mean_colour: probability with the strongest part filled with the picture's mean colour.
+        control: probability with an equally large part blurred where the heatmap is weakest.
     """
 
-    share: float
-    hidden: Image.Image
+    masked_share: float
+    masked_picture: Image.Image
     blurred: float
     mean_colour: float
     control: float
 
 
-def check(classifier: Classifier, picture: Image.Image, heat: NDArray[np.float32]) -> Check:
-    """Put a heatmap to the test: an important part should be missed, an unimportant one should not.
+def check_faithfulness(classifier: Classifier, picture: Image.Image, heat: NDArray[np.float32]) -> FaithfulnessCheck:
+    """Mask the strongest and the weakest part of a heatmap in turn and classify again.
 
-    A frame is left as it is. What is inside is judged alone, for hiding parts of it may make a frame or break one.
+    A faithful heatmap makes the first probability change and the second one stay. A border is left alone, and the
+    part inside it is classified by itself, because masking could create a border or break one.
 
     Args:
-        classifier: whose answer to test.
+        classifier: the classifier that made the heatmap.
         picture: upright RGB.
-        heat: over the whole picture, as `explain` gives it.
+        heat: heatmap of one class over the whole picture, as `explain` gives it.
     """
     left, top, right, bottom = content_box(picture) or (0, 0, *picture.size)
     rows, columns = heat.shape[0] / picture.height, heat.shape[1] / picture.width
-    inside = picture.crop((left, top, right, bottom))
+    content = picture.crop((left, top, right, bottom))
     heat = heat[round(top * rows) : round(bottom * rows), round(left * columns) : round(right * columns)]
-    blurred = inside.filter(ImageFilter.GaussianBlur(max(inside.size) / 12))
-    plain = Image.new("RGB", inside.size, mean_colour(inside))
-    strongest, weakest, share = top_and_bottom_masks(heat, inside.size)
-    altered = [
-        Image.composite(substitute, inside, part)
-        for substitute, part in ((blurred, strongest), (plain, strongest), (blurred, weakest))
+    blurred = content.filter(ImageFilter.GaussianBlur(max(content.size) / 12))
+    filled = Image.new("RGB", content.size, mean_colour(content))
+    strongest, weakest, share = top_and_bottom_masks(heat, content.size)
+    masked = [
+        Image.composite(replacement, content, mask)
+        for replacement, mask in ((blurred, strongest), (filled, strongest), (blurred, weakest))
     ]
-    squares = [resize_to_square(one, classifier.preprocessing.input_size) for one in altered]
-    answers = classifier.answer(classifier.preprocessing.normalise(squares))
-    hidden = picture.copy()
-    hidden.paste(altered[0], (left, top))
-    return Check(share, hidden, *(answer.meme_probability for answer in answers))
+    squares = [resize_to_square(one, classifier.preprocessing.input_size) for one in masked]
+    predictions = classifier.answer(classifier.preprocessing.normalise(squares))
+    masked_picture = picture.copy()
+    masked_picture.paste(masked[0], (left, top))
+    return FaithfulnessCheck(share, masked_picture, *(prediction.meme_probability for prediction in predictions))
 
 
 def top_and_bottom_masks(heat: NDArray[np.float32], size: tuple[int, int]) -> tuple[Image.Image, Image.Image, float]:
-    """The parts of a picture of this size (width, height) with most heat and with least, and the share of each.
+    """Masks of the strongest and the weakest part of a heatmap, and the share of the picture that each covers.
 
-    Both are white on black and equally large.
+    Args:
+        heat: shape (h, w).
+        size: width and height of the masks in pixels.
+
+    Returns:
+        Two masks, white on black and equally large, and their share: at most `MASKED_SHARE`.
     """
-    # Bilinear: bicubic would dip below zero beside a peak and rise above zero beyond.
+    # Bilinear: bicubic would overshoot below zero beside a peak and above zero further out.
     smooth = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR)).ravel()
-    count = min(round(HIDDEN_SHARE * smooth.size), int((smooth > 0).sum()))
-    # Where heat is equal, chance decides: the first pixels would be the top of the picture, a caption's place.
+    count = min(round(MASKED_SHARE * smooth.size), int((smooth > 0).sum()))
+    # Ties are broken at random: in pixel order they would mask the top of the picture, where captions are.
     order = np.lexsort((np.random.default_rng(0).random(smooth.size), -smooth))
-    parts = []
+    masks = []
     for chosen in (order[:count], order[len(order) - count :]):
-        white = np.zeros(smooth.size, np.uint8)
-        white[chosen] = 255
-        parts.append(Image.fromarray(white.reshape(size[1], size[0])))
-    return parts[0], parts[1], count / smooth.size
+        mask = np.zeros(smooth.size, np.uint8)
+        mask[chosen] = 255
+        masks.append(Image.fromarray(mask.reshape(size[1], size[0])))
+    return masks[0], masks[1], count / smooth.size
 
 
 def mean_colour(picture: Image.Image) -> tuple[int, ...]:
@@ -308,44 +314,47 @@ def mean_colour(picture: Image.Image) -> tuple[int, ...]:
     return tuple(np.asarray(picture).mean((0, 1)).round().astype(int).tolist())
 
 
-def stretch(
+def resize_heatmap(
     heat: NDArray[np.float32], size: tuple[int, int], rows: tuple[int, int] | None = None
 ) -> NDArray[np.float32]:
-    """A heatmap at the size (width, height) of the picture it was computed from, of shape (height, width).
+    """Resize a heatmap to the size of its picture.
 
-    The network saw the picture squashed, so stretching the map back over the whole picture
-    puts every cell on the part that it saw.
+    The network saw the picture resized to a square, so resizing the map to the whole picture puts every
+    cell on the part that it saw.
 
     Args:
         heat: shape (h, w).
-        size: of the picture, in pixels.
-        rows: of the result; if given, only those from the first up to the second.
+        size: width and height of the picture in pixels.
+        rows: first row to return and the row after the last one; all rows by default.
+
+    Returns:
+        Heat from 0 to 1, of shape (rows, width).
     """
     top, bottom = rows or (0, size[1])
     box = (0, top / size[1] * heat.shape[0], heat.shape[1], bottom / size[1] * heat.shape[0])
-    stretched = Image.fromarray(heat).resize((size[0], bottom - top), Image.Resampling.BICUBIC, box)
-    return np.asarray(stretched).clip(0, 1)  # bicubic overshoots a little
+    resized = Image.fromarray(heat).resize((size[0], bottom - top), Image.Resampling.BICUBIC, box)
+    return np.asarray(resized).clip(0, 1)  # bicubic overshoots a little
 
 
 def overlay(
     picture: Image.Image, heat: NDArray[np.float32], opacity: float = OPACITY, colour_map: str = "jet"
 ) -> Image.Image:
-    """Lay heat over the picture it was computed from.
+    """Paint a heatmap over its picture.
 
     Args:
         picture: upright RGB.
         heat: shape (h, w), from 0 to 1.
-        opacity: of the colours where there is evidence, from 0 to 1.
+        opacity: opacity of the colours where there is evidence, from 0 to 1.
         colour_map: one of `COLOUR_MAPS`.
 
     Returns:
         An RGB picture of the same size.
     """
     painted = picture.copy()
-    for top in range(0, picture.height, STRIP):
-        smooth = stretch(heat, picture.size, (top, min(top + STRIP, picture.height)))
+    for top in range(0, picture.height, ROWS_AT_ONCE):
+        smooth = resize_heatmap(heat, picture.size, (top, min(top + ROWS_AT_ONCE, picture.height)))
         colours = Image.fromarray(COLOUR_MAPS[colour_map][(smooth * 255).astype(np.uint8)])
-        mask = (opacity * (smooth / FADE).clip(max=1) * 255).astype(np.uint8)
+        mask = (opacity * (smooth / FADE_BELOW).clip(max=1) * 255).astype(np.uint8)
         painted.paste(colours, (0, top), Image.fromarray(mask))
     return painted
 
@@ -356,20 +365,20 @@ def legend(colour_map: str = "jet") -> Image.Image:
     return overlay(Image.new("RGB", LEGEND_SIZE, "#808080"), heat, opacity=1, colour_map=colour_map)
 
 
-def to_png(heatmap: Image.Image, classifier: Classifier, prediction: Prediction, shown: str, method: str) -> bytes:
-    """A PNG that says in its text chunks how it came about: whose answer, and which class's evidence by what method."""
+def encode_png(heatmap: Image.Image, classifier: Classifier, prediction: Prediction, label: str, method: str) -> bytes:
+    """Encode a heatmap as PNG, with checkpoint, method, class and probability in its text chunks."""
     about = PngInfo()
     about.add_text("Software", "Meme Classifier")
     about.add_text("Checkpoint SHA-256", classifier.sha256)
     about.add_text("Method", method)
-    about.add_text("Evidence for", shown)
+    about.add_text("Evidence for", label)
     about.add_text("Probability of meme", f"{prediction.meme_probability:.4f}")
     buffer = BytesIO()
     heatmap.save(buffer, "PNG", pnginfo=about)
     return buffer.getvalue()
 
 
-def answer_png(classifier: Classifier, picture: Image.Image, explanation: Explanation) -> bytes:
-    """The picture under the Grad-CAM of its own answer, as a PNG that says how it came about."""
+def overlay_png(classifier: Classifier, picture: Image.Image, explanation: Explanation) -> bytes:
+    """Paint the Grad-CAM of the predicted class over a picture and encode it as PNG."""
     label = explanation.prediction.label
-    return to_png(overlay(picture, explanation.heat[label]), classifier, explanation.prediction, label, GRAD_CAM)
+    return encode_png(overlay(picture, explanation.heat[label]), classifier, explanation.prediction, label, GRAD_CAM)

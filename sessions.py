@@ -1,4 +1,4 @@
-"""What visits may hold on the server, and for how long."""
+"""Limits on the memory that sessions hold, fair sharing of the cores, and clean-up after a session ends."""
 
 import asyncio
 import atexit
@@ -22,49 +22,49 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from gallery import MAX_TOTAL_MEGABYTES
 
-MAX_BODY = MAX_TOTAL_MEGABYTES * 1_000_000  # of one request to the HTTP interface
-MAX_SESSION_BYTES = 2 * MAX_BODY  # so that who chooses too many pictures still sees the first ones answered
-MAX_HELD_BYTES = 1_000_000_000  # by all visits and requests; the page holds each upload twice
-UPLOAD_PATH = "/_stcore/upload_file/"  # then the visit and the file
+MAX_BODY = MAX_TOTAL_MEGABYTES * 1_000_000  # bytes of one request to the HTTP API
+MAX_SESSION_BYTES = 2 * MAX_BODY  # more than the page classifies, so that after too many uploads the first are answered
+MAX_HELD_BYTES = 1_000_000_000  # of all sessions and requests; the page holds each upload twice
+UPLOAD_PATH = "/_stcore/upload_file/"  # followed by session id and file id
 RETRY_AFTER = "5"  # seconds
-DOWNLOAD_GRACE_SECONDS = 10  # seconds for a download that has been made
+DOWNLOAD_GRACE_SECONDS = 10  # time for the browser to fetch a download that was just created
 M_ARENA_MAX = -8  # glibc's malloc.h
 
-# All are process-wide and set once. An upload of more than 1 MB would go to a temporary file; ours stay in memory.
+# These settings are process-wide. Starlette would write uploads above 1 MB to a temporary file; ours stay in memory.
 MultiPartParser.spool_max_size = MAX_BODY + 1
-with suppress(OSError, AttributeError):  # of glibc, which keeps what is freed apart for up to 8 threads on each core
+with suppress(OSError, AttributeError):  # glibc only: by default, freed memory stays in up to 8 arenas per core
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
-gc.freeze()  # what is imported by now stays anyway, and would take each collection below 0.2 seconds
+gc.freeze()  # imported modules are never freed, and scanning them would add 0.2 s to each collection
 atexit.register(gc.unfreeze)
 
 
 class FairSemaphore:
-    """A semaphore that is handed to whoever has waited longest.
+    """A first-in, first-out semaphore.
 
-    Python's own is taken by whoever comes first once it is free: by the next picture of the very gallery that freed
-    it, again and again, while somebody with one picture waits.
+    `threading.Semaphore` has no order: a gallery that releases it can acquire it again for its next picture, over and
+    over, while another session with one picture waits.
     """
 
     def __init__(self, count: int) -> None:
-        self.free = count  # 0 while anybody waits
+        self.free = count  # 0 while anyone waits
         self.waiting: deque[Event] = deque()
         self.lock = Lock()
 
     def acquire(self, *, blocking: bool = True) -> bool:
-        """Take a core, having waited for it if need be; whether there was one."""
+        """Acquire, and wait for it if `blocking`. Returns whether it was acquired."""
         with self.lock:
             if self.free:
                 self.free -= 1
                 return True
             if not blocking:
                 return False
-            mine = Event()
-            self.waiting.append(mine)
-        mine.wait()
+            turn = Event()
+            self.waiting.append(turn)
+        turn.wait()
         return True
 
     def release(self) -> None:
-        """Give a core back."""
+        """Release to whoever has waited longest."""
         with self.lock:
             if self.waiting:
                 self.waiting.popleft().set()
@@ -81,86 +81,86 @@ class FairSemaphore:
 
 @cache
 def core_semaphore() -> FairSemaphore:
-    """One picture per core at a time, on the page and over HTTP: an open large picture can hold some 500 MB."""
+    """The semaphore that page and HTTP API share: one open picture per core, because one can take 500 MB."""
     return FairSemaphore(os.cpu_count() or 1)
 
 
 def release_session_when_closed() -> None:
-    """Have all that this visit holds freed soon after it ends; to be called in each run of the page's script.
+    """Free everything that this session holds soon after it ends. Call it in each run of the page's script.
 
-    Streamlit keeps a visit for those who come back after a moment without network, and frees it when
-    somebody else leaves after `server.disconnectedSessionTTL`: on a quiet server, never.
+    Streamlit keeps a disconnected session so that the browser can reconnect, and frees it only when another session
+    ends after `server.disconnectedSessionTTL`: on a quiet server, never.
     """
-    _visit()
+    _session_id()
 
 
-def _on_session_closed(visit: str) -> None:
-    # Half of the time, for when that is over Streamlit no longer finds the visit itself.
-    patience = st.get_option("server.disconnectedSessionTTL") / 2
-    asyncio.get_running_loop().call_later(patience, _release_session, visit)
+def _on_session_closed(session_id: str) -> None:
+    # Half of that time, because Streamlit itself can no longer find the session when it is over.
+    delay = st.get_option("server.disconnectedSessionTTL") / 2
+    asyncio.get_running_loop().call_later(delay, _release_session, session_id)
 
 
-def _release_session(visit: str) -> None:
-    if exists() and not get_instance().is_active_session(visit):
-        get_instance().close_session(visit)
-        _trim()
-        # That only marked what was made for downloads, and somebody else may be about to fetch such a file.
+def _release_session(session_id: str) -> None:
+    if exists() and not get_instance().is_active_session(session_id):
+        get_instance().close_session(session_id)
+        _trim_memory()
+        # Closing only marks the files made for downloads, and another session may be about to fetch one of them.
         asyncio.get_running_loop().call_later(DOWNLOAD_GRACE_SECONDS, _remove_orphaned_files)
 
 
 def _remove_orphaned_files() -> None:
     get_instance().media_file_mgr.remove_orphaned_files()
-    _trim()
+    _trim_memory()
 
 
-def _trim() -> None:
-    gc.collect()  # a visit's parts refer to each other
-    with suppress(OSError, AttributeError):  # of glibc, which keeps what is freed
+def _trim_memory() -> None:
+    gc.collect()  # the objects of a session form reference cycles
+    with suppress(OSError, AttributeError):  # glibc only: it keeps freed memory for itself
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @st.cache_resource(scope="session", on_release=_on_session_closed, show_spinner=False)
-def _visit() -> str:
+def _session_id() -> str:
     context = get_script_run_ctx()
     return context.session_id if context else ""
 
 
-class UploadLimits:
-    """Refuses what would be more than one visit, or all together, may hold."""
+class UploadLimitMiddleware:
+    """Refuses uploads beyond what one session, or all sessions together, may hold in memory."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.arriving: Counter[str] = Counter()  # bytes, by visit
+        self.arriving: Counter[str] = Counter()  # bytes by session id; "" for the HTTP API
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 413 for a visit that holds too much, 503 if all of them do; else go on."""
+        """Answer 413 if the session would hold too much and 503 if all sessions would; otherwise call the app."""
         if scope["type"] != "http" or scope["method"] not in ("PUT", "POST"):
             await self.app(scope, receive, send)
             return
         length = Request(scope).headers.get("content-length", "")
         size = min(int(length), MAX_BODY) if length.isdecimal() else MAX_BODY
         path = scope["path"]
-        visit = path.removeprefix(UPLOAD_PATH).partition("/")[0] if path.startswith(UPLOAD_PATH) else ""
+        session_id = path.removeprefix(UPLOAD_PATH).partition("/")[0] if path.startswith(UPLOAD_PATH) else ""
         held = held_bytes_by_session()
-        if visit and held[visit] + self.arriving[visit] + size > MAX_SESSION_BYTES:
-            sentence = f"The limit for one visit is {MAX_SESSION_BYTES // 1_000_000} MB."
+        if session_id and held[session_id] + self.arriving[session_id] + size > MAX_SESSION_BYTES:
+            sentence = f"The limit for one session is {MAX_SESSION_BYTES // 1_000_000} MB."
             await JSONResponse({"error": sentence}, 413)(scope, receive, send)
         elif held.total() + self.arriving.total() + size > MAX_HELD_BYTES:
-            sentence = "Too many pictures are being looked at. Try again in a few seconds."
+            sentence = "The server is handling too many pictures. Try again in a few seconds."
             await JSONResponse({"error": sentence}, 503, {"Retry-After": RETRY_AFTER})(scope, receive, send)
         else:
-            self.arriving[visit] += size
+            self.arriving[session_id] += size
             try:
                 await self.app(scope, receive, send)
             finally:
-                self.arriving[visit] -= size
-                self.arriving += Counter()  # drops visits at zero
+                self.arriving[session_id] -= size
+                self.arriving += Counter()  # removes sessions at zero
 
 
 def held_bytes_by_session() -> Counter[str]:
-    """Bytes of uploads that the page holds, by visit."""
+    """Bytes of uploads that the page holds, by session id."""
     held: Counter[str] = Counter()
     if exists() and isinstance(manager := get_instance().uploaded_file_mgr, MemoryUploadedFileManager):
-        for visit, files in list(manager.file_storage.items()):
-            held[visit] = sum(len(file.data) for file in list(files.values()))
+        for session_id, files in list(manager.file_storage.items()):
+            held[session_id] = sum(len(file.data) for file in list(files.values()))
     return held

@@ -32,7 +32,7 @@ from borders import content_box
 from evaluation.dataset import open_batches, plain_network, read_folder
 from evaluation.metrics import Array, bootstrap, share
 from evaluation.robustness import SEED, jpeg, sample
-from gradcam import METHODS, OCCLUSION, evidence, forward_with_feature_map, occlusion_sensitivity, stretch
+from gradcam import METHODS, OCCLUSION, evidence, forward_with_feature_map, occlusion_sensitivity, resize_heatmap
 from model import (
     DEFAULT_CHECKPOINT,
     MEME,
@@ -117,7 +117,7 @@ def makers(classifier: Classifier, checkpoint: Path) -> dict[str, Maker]:
 
 def at_size(heat: Heat, size: int) -> Heat:
     """The heat over an input of this size, its highest value 1."""
-    return stretch(heat / np.float32(max(float(heat.max()), 1e-12)), (size, size))
+    return resize_heatmap(heat / np.float32(max(float(heat.max()), 1e-12)), (size, size))
 
 
 def ranking(heat: Heat, size: int) -> Array:

@@ -16,19 +16,19 @@ from torch import nn
 
 from gradcam import (
     COLOUR_MAPS,
-    FADE,
-    HIDDEN_SHARE,
+    FADE_BELOW,
     LAST_LAYER,
+    MASKED_SHARE,
     METHODS,
     OCCLUSION,
-    check,
+    check_faithfulness,
+    encode_png,
     explain,
+    explain_by_occlusion,
     forward_with_feature_map,
     legend,
-    occlude,
     overlay,
-    stretch,
-    to_png,
+    resize_heatmap,
     top_and_bottom_masks,
 )
 from images import find_pictures, open_picture
@@ -40,7 +40,7 @@ def hook_count(network: torch.nn.Module) -> int:
     return sum(len(getattr(module, kind)) for module in network.modules() for kind in kinds)
 
 
-def maps_of(network: nn.Module, inputs: torch.Tensor, method: str, index: int) -> torch.Tensor:
+def compute_maps(network: nn.Module, inputs: torch.Tensor, method: str, index: int) -> torch.Tensor:
     logits, feature_map = forward_with_feature_map(network, inputs, METHODS[method].layer)
     (gradients,) = torch.autograd.grad(logits[:, index].sum(), feature_map)
     return METHODS[method].formula(feature_map.detach(), gradients)
@@ -48,7 +48,7 @@ def maps_of(network: nn.Module, inputs: torch.Tensor, method: str, index: int) -
 
 @pytest.fixture(scope="module")
 def densenet() -> nn.Module:
-    """DenseNet121 with seeded weights. The classifier's are large, or Grad-CAM++ drowns in its reference's epsilon."""
+    """DenseNet121 with seeded weights. Large classifier weights keep Grad-CAM++ above the epsilon of its reference."""
     torch.manual_seed(0)
     network = build_network().eval().requires_grad_(False)
     network.get_parameter("classifier.weight").mul_(1000)
@@ -65,33 +65,33 @@ def densenet() -> nn.Module:
         ("LayerCAM", pytorch_grad_cam.LayerCAM),
     ],
 )
-def test_every_method_is_pytorch_grad_cams(method: str, reference: Any, index: int, densenet: nn.Module) -> None:
-    """That library's maps as they are before it stretches each to its own range."""
+def test_every_method_equals_pytorch_grad_cam(method: str, reference: Any, index: int, densenet: nn.Module) -> None:
+    """Compares the maps of that library before it rescales each one to its own range."""
     inputs = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     name = METHODS[method].layer
-    network = copy.deepcopy(densenet).requires_grad_(True)  # that library keeps gradients only of such
+    network = copy.deepcopy(densenet).requires_grad_(True)  # that library needs parameters with gradients
     layer = network.get_submodule(name if name == LAST_LAYER else f"features.{name}")
     targets = [ClassifierOutputTarget(index)] * len(inputs)
     with reference(network, [layer]) as cam:
         cam.forward(inputs, targets)
-        tapped = cam.activations_and_grads
+        recorded = cam.activations_and_grads
         theirs = cam.get_cam_image(
-            inputs, layer, targets, tapped.activations[0].numpy(), tapped.gradients[0].numpy(), eigen_smooth=False
+            inputs, layer, targets, recorded.activations[0].numpy(), recorded.gradients[0].numpy(), eigen_smooth=False
         ).clip(0)
     assert theirs.max() > 0
-    ours = maps_of(densenet, inputs, method, index).numpy()
+    ours = compute_maps(densenet, inputs, method, index).numpy()
     np.testing.assert_allclose(ours / theirs.max(), theirs / theirs.max(), atol=1e-4)
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_grad_cam_is_classic_cam_on_densenet121(index: int, densenet: nn.Module) -> None:
-    """For global average pooling and one linear layer the two are the same (section 3 of the paper)."""
+    """With global average pooling and one linear layer the two are equal (section 3 of the paper)."""
     inputs = torch.randn(2, 3, 128, 128)
     features = densenet.get_submodule("features")(inputs).relu()  # (2, 1024, 4, 4)
     weights = densenet.get_parameter("classifier.weight")[index]
     classic = torch.einsum("k,nkhw->nhw", weights, features).relu() / 16
     assert classic.max() > 0
-    torch.testing.assert_close(maps_of(densenet, inputs, "Grad-CAM", index), classic, atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(compute_maps(densenet, inputs, "Grad-CAM", index), classic, atol=1e-7, rtol=1e-4)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -110,10 +110,10 @@ def test_gradients_by_finite_differences(method: str, index: int, tiny_network: 
         up, down = tail(feature_map + step), tail(feature_map - step)
         gradients[position] = (up - down)[0, index] / 2e-6
     expected = METHODS[method].formula(feature_map, gradients)
-    torch.testing.assert_close(maps_of(network, inputs, method, index), expected, atol=1e-8, rtol=1e-5)
+    torch.testing.assert_close(compute_maps(network, inputs, method, index), expected, atol=1e-8, rtol=1e-5)
 
 
-def test_occlusion_is_captums(tiny_classifier: Classifier) -> None:
+def test_occlusion_equals_captum(tiny_classifier: Classifier) -> None:
     inputs = tiny_classifier.preprocess([noise(64, 64, 5)])
 
     def log_odds(batch: torch.Tensor) -> torch.Tensor:
@@ -122,7 +122,7 @@ def test_occlusion_is_captums(tiny_classifier: Classifier) -> None:
 
     expected = captum.attr.Occlusion(log_odds).attribute(inputs, sliding_window_shapes=(3, 16, 16), strides=(3, 8, 8))
     expected = expected[0, 0, 4::8, 4::8].numpy()  # (8, 8), one value per cell
-    heat = occlude(tiny_classifier, inputs[0]).heat
+    heat = explain_by_occlusion(tiny_classifier, inputs[0]).heat
     assert np.abs(expected).max() > 0
     np.testing.assert_allclose(heat[MEME], expected.clip(0, 1), atol=1e-6)
     np.testing.assert_allclose(heat[NOT_MEME], (-expected).clip(0, 1), atol=1e-6)
@@ -152,7 +152,7 @@ def test_one_forward_pass_gives_the_prediction_and_both_maps(
 
 
 def test_heat_is_on_one_scale_for_all_pictures(tiny_classifier: Classifier) -> None:
-    """The mean cell's evidence for both classes adds up to the logits, less their bias."""
+    """The mean of the cells' evidence, plus the bias, equals the logits."""
     picture = noise(64, 64)
     logits, feature_map = forward_with_feature_map(tiny_classifier.network, tiny_classifier.preprocess([picture]))
     weights = tiny_classifier.network.get_parameter("classifier.weight")
@@ -166,7 +166,7 @@ def test_heat_is_on_one_scale_for_all_pictures(tiny_classifier: Classifier) -> N
 
 
 @pytest.mark.parametrize("method", [*METHODS, OCCLUSION])
-def test_visitors_at_once_get_their_own_heatmaps(
+def test_concurrent_sessions_get_their_own_heatmaps(
     method: str, tiny_classifier: Classifier, pictures: list[Image.Image]
 ) -> None:
     alone = [explain(tiny_classifier, [picture], method)[0] for picture in pictures]
@@ -180,8 +180,8 @@ def test_visitors_at_once_get_their_own_heatmaps(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_pages_maps_are_those_of_full_precision(method: str, classifier: Classifier) -> None:
-    """In hundredths of the full scale, over pictures of both classes."""
+def test_maps_match_those_of_full_precision(method: str, classifier: Classifier) -> None:
+    """On pictures of both classes, within 0.05 of the full scale."""
     checkpoint = torch.load(DEFAULT_CHECKPOINT, weights_only=True)
     exact = build_network()
     exact.load_state_dict(checkpoint["state_dict"])
@@ -193,17 +193,17 @@ def test_the_pages_maps_are_those_of_full_precision(method: str, classifier: Cla
         assert ours.prediction.meme_probability == pytest.approx(theirs.prediction.meme_probability, abs=0.01)
 
 
-def test_answers_do_not_depend_on_their_company(classifier: Classifier) -> None:
-    """The page asks for one picture at a time, the command line for sixteen."""
+def test_answers_do_not_depend_on_the_batch(classifier: Classifier) -> None:
+    """The page classifies one picture at a time, the command line sixteen."""
     pictures = [noise(200, 150, seed) for seed in range(16)]
     alone = [explain(classifier, [picture])[0] for picture in pictures]
-    for one, among in zip(alone, explain(classifier, pictures), strict=True):
-        assert one.prediction.meme_probability == pytest.approx(among.prediction.meme_probability, abs=1e-6)
+    for one, batched in zip(alone, explain(classifier, pictures), strict=True):
+        assert one.prediction.meme_probability == pytest.approx(batched.prediction.meme_probability, abs=1e-6)
         for name in CLASSES:
-            np.testing.assert_allclose(one.heat[name], among.heat[name], atol=1e-5)
+            np.testing.assert_allclose(one.heat[name], batched.heat[name], atol=1e-5)
 
 
-def test_visitors_at_once_on_the_shipped_network(classifier: Classifier) -> None:
+def test_concurrent_sessions_on_the_shipped_network(classifier: Classifier) -> None:
     pictures = [noise(200, 150, seed) for seed in range(20)]
     alone = [explain(classifier, [picture])[0] for picture in pictures]
     with ThreadPoolExecutor(2) as pool:
@@ -214,7 +214,7 @@ def test_visitors_at_once_on_the_shipped_network(classifier: Classifier) -> None
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_is_left_on_the_network(method: str, tiny_classifier: Classifier) -> None:
+def test_explaining_leaves_the_network_unchanged(method: str, tiny_classifier: Classifier) -> None:
     network = tiny_classifier.network
     modules = list(network.modules())
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -228,13 +228,13 @@ def test_nothing_is_left_on_the_network(method: str, tiny_classifier: Classifier
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
 
 
-def test_nothing_to_see_leaves_the_picture_as_it_is() -> None:
+def test_no_heat_or_no_opacity_leaves_the_picture_unchanged() -> None:
     picture = noise(90, 60)
     assert overlay(picture, np.zeros((7, 7), np.float32), opacity=1).tobytes() == picture.tobytes()
     assert overlay(picture, np.ones((7, 7), np.float32), opacity=0).tobytes() == picture.tobytes()
 
 
-def test_full_heat_at_full_opacity_is_jets_red_end() -> None:
+def test_full_heat_at_full_opacity_is_the_red_end_of_jet() -> None:
     painted = np.asarray(overlay(noise(90, 60), np.ones((7, 7), np.float32), opacity=1))
     assert (painted == COLOUR_MAPS["jet"][255]).all()
 
@@ -258,26 +258,26 @@ def test_heat_lies_on_the_part_that_the_network_saw(width: int, height: int, row
 
 
 @pytest.mark.parametrize("method", [*METHODS, OCCLUSION])
-def test_a_frame_changes_neither_answer_nor_heatmap(method: str, tiny_classifier: Classifier) -> None:
+def test_a_border_changes_neither_answer_nor_heatmap(method: str, tiny_classifier: Classifier) -> None:
     picture = noise(320, 320, 3)
     whole = ImageOps.expand(picture, (0, 160, 0, 160), "black")
-    alone, in_frame = (explain(tiny_classifier, [one], method)[0] for one in (picture, whole))
-    assert in_frame.prediction == alone.prediction
+    alone, bordered = (explain(tiny_classifier, [one], method)[0] for one in (picture, whole))
+    assert bordered.prediction == alone.prediction
     assert any(heat.any() for heat in alone.heat.values())
     for name, heat in alone.heat.items():
-        placed = stretch(in_frame.heat[name], whole.size)
-        assert placed[:150].max() == placed[490:].max() == 0
-        assert np.abs(placed[160:480] - stretch(heat, picture.size))[8:-8].max() <= 0.1 * heat.max()
+        padded = resize_heatmap(bordered.heat[name], whole.size)
+        assert padded[:150].max() == padded[490:].max() == 0
+        assert np.abs(padded[160:480] - resize_heatmap(heat, picture.size))[8:-8].max() <= 0.1 * heat.max()
 
 
 def test_a_large_picture_is_painted_without_seams() -> None:
     heat = np.random.default_rng(0).random((5, 5), np.float32)
     grey = Image.new("RGB", (300, 1100), "grey")
     painted = np.asarray(overlay(grey, heat, opacity=1), int)
-    expected = COLOUR_MAPS["jet"][(stretch(heat, grey.size) * 255).astype(np.uint8)]
-    painted_fully = stretch(heat, grey.size) > FADE
-    assert painted_fully.sum() > 100_000
-    assert np.abs(painted - expected)[painted_fully].max() <= 4  # one step of the colour map
+    expected = COLOUR_MAPS["jet"][(resize_heatmap(heat, grey.size) * 255).astype(np.uint8)]
+    fully_painted = resize_heatmap(heat, grey.size) > FADE_BELOW
+    assert fully_painted.sum() > 100_000
+    assert np.abs(painted - expected)[fully_painted].max() <= 4  # one step of the colour map
 
 
 def test_more_opacity_shows_more_heat() -> None:
@@ -290,8 +290,8 @@ def test_more_opacity_shows_more_heat() -> None:
     assert len(set(changes)) == 3
 
 
-def test_viridis_rises_in_brightness() -> None:
-    """What makes a colour map readable to the colour-blind, and in grey."""
+def test_viridis_increases_in_brightness() -> None:
+    """Monotonic brightness keeps a colour map readable for the colour-blind and in greyscale."""
     brightness = COLOUR_MAPS["viridis"] @ np.array([0.2126, 0.7152, 0.0722])  # ITU-R BT.709
     assert (np.diff(brightness) > -1).all()
     assert brightness[-1] - brightness[0] > 150
@@ -301,78 +301,82 @@ def test_viridis_rises_in_brightness() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 100), (301, 77)])
-def test_the_strongest_part_is_where_the_heat_is_and_the_weakest_elsewhere(width: int, height: int) -> None:
+def test_masks_cover_the_strongest_and_the_weakest_part(width: int, height: int) -> None:
     heat = np.zeros((5, 5), np.float32)
     heat[4, :] = 1  # the lowest row is a fifth of the picture
-    *parts, share = top_and_bottom_masks(heat, (width, height))
-    strongest, weakest = (np.asarray(part) == 255 for part in parts)
-    assert strongest.mean() == pytest.approx(HIDDEN_SHARE, abs=0.001)
-    assert share == pytest.approx(HIDDEN_SHARE, abs=0.001)
+    *masks, share = top_and_bottom_masks(heat, (width, height))
+    strongest, weakest = (np.asarray(mask) == 255 for mask in masks)
+    assert strongest.mean() == pytest.approx(MASKED_SHARE, abs=0.001)
+    assert share == pytest.approx(MASKED_SHARE, abs=0.001)
     assert np.nonzero(strongest)[0].min() >= height * 0.75
     assert not weakest[int(height * 0.8) :].any()
 
 
-def test_little_heat_is_compared_with_as_little_elsewhere() -> None:
+def test_both_masks_shrink_to_the_part_with_heat() -> None:
     heat = np.zeros((5, 5), np.float32)
     heat[2, 2] = 1
-    *parts, share = top_and_bottom_masks(heat, (100, 100))
-    strongest, weakest = (np.asarray(part) for part in parts)
-    assert 0.03 < share < HIDDEN_SHARE
+    *masks, share = top_and_bottom_masks(heat, (100, 100))
+    strongest, weakest = (np.asarray(mask) for mask in masks)
+    assert 0.03 < share < MASKED_SHARE
     assert np.count_nonzero(strongest) == np.count_nonzero(weakest) == round(share * 10_000)
-    # Not all at the top, where captions are.
+    # Spread over the picture, not only at the top, where captions are.
     assert np.nonzero(weakest)[0].mean() == pytest.approx(50, abs=5)
     assert top_and_bottom_masks(np.zeros((5, 5), np.float32), (100, 100))[2] == 0
 
 
-def test_hiding_the_evidence_changes_the_answer(tiny_classifier: Classifier) -> None:
-    """A network whose answer is how busy one corner is, and a heatmap that says so or does not."""
+def test_masking_the_evidence_changes_the_answer(tiny_classifier: Classifier) -> None:
+    """A network that measures the contrast of one corner, with a faithful and a wrong heatmap."""
 
     class Corner(nn.Module):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             contrast = 4 * inputs[:, :, :20, :20].std((1, 2, 3)) - 4
             return torch.stack([contrast, -contrast], 1)
 
-    looks_there = dataclasses.replace(tiny_classifier, network=Corner(), temperature=1.0)
+    corner_classifier = dataclasses.replace(tiny_classifier, network=Corner(), temperature=1.0)
     picture = Image.fromarray(np.kron(np.indices((5, 10)).sum(0) % 2, np.full((20, 20), 255)).astype(np.uint8))
     picture = picture.convert("RGB")  # a chessboard
-    (before,) = looks_there.predict([picture])
-    true, false = np.zeros((4, 4), np.float32), np.zeros((4, 4), np.float32)
-    true[0, 0] = false[3, 3] = 1
-    told, misled = check(looks_there, picture, true), check(looks_there, picture, false)
+    (before,) = corner_classifier.predict([picture])
+    right, wrong = np.zeros((4, 4), np.float32), np.zeros((4, 4), np.float32)
+    right[0, 0] = wrong[3, 3] = 1
+    faithful, unfaithful = (check_faithfulness(corner_classifier, picture, heat) for heat in (right, wrong))
     assert before.meme_probability > 0.95
-    assert max(told.blurred, told.mean_colour) < 0.3
-    assert told.control == pytest.approx(before.meme_probability)
-    assert min(misled.blurred, misled.mean_colour) == pytest.approx(before.meme_probability)
-    hidden, whole = np.asarray(told.hidden)[:20, :40], np.asarray(picture)[:20, :40]
+    assert max(faithful.blurred, faithful.mean_colour) < 0.3
+    assert faithful.control == pytest.approx(before.meme_probability)
+    assert min(unfaithful.blurred, unfaithful.mean_colour) == pytest.approx(before.meme_probability)
+    hidden, whole = np.asarray(faithful.masked_picture)[:20, :40], np.asarray(picture)[:20, :40]
     assert hidden.std() < whole.std() / 4
 
 
-@pytest.mark.parametrize("bars", [(0, 300, 0, 300), (80, 0, 80, 0), (0, 40, 0, 0)])
-def test_the_test_of_a_heatmap_leaves_a_frame_alone(classifier: Classifier, bars: tuple[int, int, int, int]) -> None:
-    """Bars around a picture, which nobody judges, change nothing of what the test says."""
+@pytest.mark.parametrize("border", [(0, 300, 0, 300), (80, 0, 80, 0), (0, 40, 0, 0)])
+def test_the_faithfulness_check_leaves_a_border_alone(
+    classifier: Classifier, border: tuple[int, int, int, int]
+) -> None:
+    """A border, which is not classified, does not change the result of the check."""
     picture = open_picture(ROOT / "examples" / "cat_meme.jpg")
-    framed = ImageOps.expand(picture, bars, "black")
-    alone, inside = (check(classifier, one, explain(classifier, [one])[0].heat[MEME]) for one in (picture, framed))
-    assert inside.share == pytest.approx(alone.share, abs=0.01)
+    bordered = ImageOps.expand(picture, border, "black")
+    alone, inside = (
+        check_faithfulness(classifier, one, explain(classifier, [one])[0].heat[MEME]) for one in (picture, bordered)
+    )
+    assert inside.masked_share == pytest.approx(alone.masked_share, abs=0.01)
     for name in ("blurred", "mean_colour", "control"):
         assert getattr(inside, name) == pytest.approx(getattr(alone, name), abs=0.1)
-    assert inside.hidden.size == framed.size
-    assert np.asarray(inside.hidden)[: bars[1] * 9 // 10].max(initial=0) == 0
+    assert inside.masked_picture.size == bordered.size
+    assert np.asarray(inside.masked_picture)[: border[1] * 9 // 10].max(initial=0) == 0
 
 
-def test_the_legend_runs_from_nothing_to_red() -> None:
+def test_the_legend_runs_from_no_colour_to_red() -> None:
     colours = np.asarray(legend())[0].astype(int)
     assert tuple(colours[0]) == (128, 128, 128)
     assert tuple(colours[-1]) == tuple(COLOUR_MAPS["jet"][255])
-    weak = colours[int(FADE * len(colours))]
+    weak = colours[int(FADE_BELOW * len(colours))]
     assert weak[2] > weak[0]  # blue before red
 
 
-def test_a_download_says_how_it_came_about(tiny_classifier: Classifier) -> None:
+def test_the_text_chunks_of_a_png_name_its_origin(tiny_classifier: Classifier) -> None:
     picture = noise(90, 60)
     (prediction,) = tiny_classifier.predict([picture])
-    whose = dataclasses.replace(tiny_classifier, sha256="abc")
-    with Image.open(BytesIO(to_png(picture, whose, prediction, NOT_MEME, "LayerCAM"))) as read:
+    named = dataclasses.replace(tiny_classifier, sha256="abc")
+    with Image.open(BytesIO(encode_png(picture, named, prediction, NOT_MEME, "LayerCAM"))) as read:
         assert read.text == {  # type: ignore[attr-defined]
             "Software": "Meme Classifier",
             "Checkpoint SHA-256": "abc",

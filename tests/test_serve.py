@@ -1,4 +1,4 @@
-"""The HTTP interface as a client meets it, without a network in between."""
+"""The HTTP API as a client sees it, mostly without a network."""
 
 import asyncio
 import base64
@@ -38,24 +38,24 @@ def pictures(*uploads: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]
     return [("pictures", upload) for upload in uploads]
 
 
-def test_one_and_many_pictures_get_the_pages_answers(client: TestClient, classifier: Classifier) -> None:
+def test_the_api_gives_the_answers_of_the_classifier(client: TestClient, classifier: Classifier) -> None:
     name = '../a "b" <i>.png'
     response = client.post("/api/classify", files=pictures(("cat.jpg", MEME), (name, encode(noise(90, 60)))))
     assert response.status_code == 200
-    said = response.json()
-    assert said["checkpoint"] == classifier.sha256
+    body = response.json()
+    assert body["checkpoint"] == classifier.sha256
     expected = classifier.predict([open_picture(MEME), noise(90, 60)])
-    assert [row["meme_probability"] for row in said["pictures"]] == [round(p.meme_probability, 4) for p in expected]
-    assert [row["verdict"] for row in said["pictures"]] == [prediction.verdict for prediction in expected]
-    assert said["pictures"][0]["name"] == "cat.jpg"
-    assert all(set(row) == {"name", "label", "meme_probability", "verdict"} for row in said["pictures"])
+    assert [row["meme_probability"] for row in body["pictures"]] == [round(p.meme_probability, 4) for p in expected]
+    assert [row["verdict"] for row in body["pictures"]] == [prediction.verdict for prediction in expected]
+    assert body["pictures"][0]["name"] == "cat.jpg"
+    assert all(set(row) == {"name", "label", "meme_probability", "verdict"} for row in body["pictures"])
 
 
-def test_overlays_come_on_request(client: TestClient, classifier: Classifier) -> None:
+def test_overlays_on_request(client: TestClient, classifier: Classifier) -> None:
     response = client.post("/api/classify?overlays=true", files=pictures(("cat.jpg", MEME)))
     (row,) = response.json()["pictures"]
     picture = open_picture(MEME)
-    torch.set_num_threads(1)  # as the server; other numbers round otherwise
+    torch.set_num_threads(1)  # as in the server; the number of threads changes rounding
     (explanation,) = explain(classifier, [picture])
     picture.thumbnail((800, 800))
     with Image.open(BytesIO(base64.b64decode(row["overlay_png"]))) as heatmap:
@@ -63,7 +63,7 @@ def test_overlays_come_on_request(client: TestClient, classifier: Classifier) ->
         assert heatmap.info["Checkpoint SHA-256"] == classifier.sha256
 
 
-def test_a_bad_picture_among_others_is_named_and_stops_nothing(client: TestClient) -> None:
+def test_a_bad_picture_does_not_stop_the_others(client: TestClient) -> None:
     response = client.post("/api/classify", files=pictures(("bad.jpg", MEME[:3000]), ("cat.jpg", MEME)))
     assert response.status_code == 200
     bad, good = response.json()["pictures"]
@@ -71,7 +71,7 @@ def test_a_bad_picture_among_others_is_named_and_stops_nothing(client: TestClien
     assert good["label"] == "meme"
 
 
-def test_what_is_wrong_gets_a_status_and_a_sentence(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_error_has_a_status_and_a_sentence(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = {"content-type": "multipart/form-data; boundary=x"}
     big = [("pictures", (f"{n}.jpg", bytes(10_000_000))) for n in range(11)]
     too_many = [("pictures", (f"{n}.jpg", b"x")) for n in range(101)]
@@ -105,7 +105,7 @@ def test_what_is_wrong_gets_a_status_and_a_sentence(client: TestClient, monkeypa
     assert (response.status_code, response.json()) == (503, {"error": "There is no checkpoint."})
 
 
-def test_the_first_requests_at_once_load_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_first_requests_load_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[object] = []
 
     def slowly() -> object:
@@ -116,17 +116,17 @@ def test_the_first_requests_at_once_load_one_network(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Classifier, "load", slowly)
     serve._load_classifier.cache_clear()
     with ThreadPoolExecutor(4) as pool:
-        given = list(pool.map(lambda _: serve.load_classifier(), range(4)))
+        returned = list(pool.map(lambda _: serve.load_classifier(), range(4)))
     serve._load_classifier.cache_clear()
-    assert loaded * 4 == given
+    assert loaded * 4 == returned
 
 
-def test_when_too_many_come_at_once_the_rest_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_beyond_the_limit_get_429(monkeypatch: pytest.MonkeyPatch) -> None:
     def slowly(name: str, _data: bytes, *, with_overlay: bool) -> dict[str, Any]:  # noqa: ARG001
         time.sleep(0.05)
         return {"name": name}
 
-    monkeypatch.setattr(serve, "answer", slowly)
+    monkeypatch.setattr(serve, "classify_picture", slowly)
     room = (os.cpu_count() or 1) + serve.MAX_WAITING
 
     async def ask_at_once(count: int) -> list[Response]:
@@ -135,13 +135,13 @@ def test_when_too_many_come_at_once_the_rest_is_told_to_come_back(monkeypatch: p
             asked = (asking.post("/api/classify", files=pictures(("cat.jpg", MEME))) for _ in range(count))
             return await asyncio.gather(*asked)
 
-    for _ in range(2):  # places are free again afterwards
+    for _ in range(2):  # the slots are free again afterwards
         responses = asyncio.run(ask_at_once(room + 20))
         assert Counter(response.status_code for response in responses) == {200: room, 429: 20}
         assert all(int(r.headers["retry-after"]) > 0 for r in responses if r.status_code == 429)
 
 
-def test_overlays_are_bounded_in_size_and_number(client: TestClient) -> None:
+def test_overlays_are_limited_in_size_and_number(client: TestClient) -> None:
     large = encode(noise(2000, 1500), "JPEG")
     (row,) = client.post("/api/classify?overlays=true", files=pictures(("large.jpg", large))).json()["pictures"]
     with Image.open(BytesIO(base64.b64decode(row["overlay_png"]))) as heatmap:
@@ -154,7 +154,7 @@ def test_overlays_are_bounded_in_size_and_number(client: TestClient) -> None:
     )
 
 
-def test_a_name_that_no_utf_8_can_say_is_answered_all_the_same(client: TestClient) -> None:
+def test_a_name_that_utf_8_cannot_encode_is_answered(client: TestClient) -> None:
     body = (
         b'--x\r\nContent-Disposition: form-data; name="pictures"; filename="\\ud800.jpg"\r\n'
         b"Content-Type: image/jpeg\r\n\r\n" + MEME + b"\r\n--x--\r\n"
@@ -176,7 +176,7 @@ def test_uploads_never_touch_the_disk(client: TestClient, monkeypatch: pytest.Mo
     assert "error" in response.json()["pictures"][0]
 
 
-def test_one_process_serves_the_page_and_the_answers() -> None:
+def test_one_process_serves_the_page_and_the_api() -> None:
     with running_server("serve.py") as (address, _), Client(base_url=address, timeout=60) as browser:
         assert "<title>Streamlit</title>" in browser.get("/").text
         (row,) = browser.post("/api/classify", files=pictures(("cat.jpg", MEME))).json()["pictures"]
@@ -184,7 +184,7 @@ def test_one_process_serves_the_page_and_the_answers() -> None:
         assert browser.get("/api/openapi.json").json()["info"]["title"] == "Meme Classifier"
 
 
-def test_the_description_is_of_what_is_there(client: TestClient) -> None:
+def test_the_openapi_description_lists_what_exists(client: TestClient) -> None:
     description = client.get("/api/openapi.json").json()
     assert description["openapi"].startswith("3.")
     assert list(description["paths"]) == ["/api/classify"]
@@ -197,6 +197,6 @@ schema = schemathesis.openapi.from_asgi("/api/openapi.json", Starlette(routes=li
 
 @schema.parametrize()
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-def test_whatever_is_sent_gets_what_the_description_says(case: schemathesis.Case[Any]) -> None:
-    # That bytes are a readable picture is nothing that a schema can say, so they may be refused.
+def test_responses_match_the_openapi_description(case: schemathesis.Case[Any]) -> None:
+    # A schema cannot say that bytes must be a readable picture, so valid requests may be refused.
     case.call_and_validate(excluded_checks=[positive_data_acceptance])
