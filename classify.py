@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from engine import best_engine, load_fastest
+from engine import best_engine, load_fastest, usable_cores
 from gradcam import Explanation, explain_inputs, overlay_png, pad_to_picture
 from images import SUFFIXES, BadImage, find_pictures, open_picture, to_square
 from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
@@ -67,7 +67,7 @@ def classify_batches(
         answers = iter(answer(classifier.preprocessing.normalise(good)) if good else [])
         return [square if isinstance(square, BadImage) else next(answers) for square in squares]
 
-    threads = (os.cpu_count() or 1) + 1
+    threads = usable_cores() + 1
     batches = (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
     todo = iter(paths)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -238,7 +238,7 @@ def classify_and_save(
     def answer(inputs: Tensor) -> Sequence[Prediction | Explanation]:
         return explain_inputs(classifier, inputs) if overlays else classifier.answer(inputs)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         yield from map_in_order(pool, save, classify_batches(classifier, paths, answer), ahead=2 * BATCH)
 
 

@@ -1,6 +1,5 @@
 """Many pictures of one visitor: their answers, in what order to show them, and what to take home."""
 
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Generator, Iterable
@@ -13,6 +12,7 @@ from threading import Event
 from typing import TypeVar
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
+from engine import usable_cores
 from gradcam import explain, overlay_png
 from images import BadImage, open_picture
 from model import Classifier, Prediction
@@ -72,7 +72,7 @@ def map_on_free_cores(
             return work(thing)
 
     closed = Event()
-    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_AT_ONCE))
+    pool = ThreadPoolExecutor(min(usable_cores(), MAX_AT_ONCE))
     try:
         yield from pool.map(on_a_core, things)  # which cancels what has not begun
     finally:

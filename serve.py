@@ -6,7 +6,6 @@ The OpenAPI description is at /api/openapi.json. Uploads stay in memory.
 """
 
 import base64
-import os
 from collections.abc import AsyncGenerator
 from functools import cache, partial
 from threading import Lock
@@ -23,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from engine import usable_cores
 from gallery import MAX_PICTURES, MAX_TOTAL_MEGABYTES, OVERLAY_SIDE
 from gradcam import explain, overlay_png
 from images import BadImage, open_picture
@@ -50,13 +50,13 @@ def _load_classifier() -> Classifier:
 @cache
 def worker_threads() -> anyio.CapacityLimiter:
     """One worker thread per core."""
-    return anyio.CapacityLimiter(os.cpu_count() or 1)
+    return anyio.CapacityLimiter(usable_cores())
 
 
 @cache
 def request_slots() -> anyio.CapacityLimiter:
     """One slot for each request that is being answered or waits."""
-    return anyio.CapacityLimiter((os.cpu_count() or 1) + MAX_WAITING)
+    return anyio.CapacityLimiter(usable_cores() + MAX_WAITING)
 
 
 async def read_uploads(request: Request) -> list[tuple[str, bytes]]:

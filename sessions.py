@@ -4,7 +4,6 @@ import asyncio
 import atexit
 import ctypes
 import gc
-import os
 from collections import Counter, deque
 from contextlib import suppress
 from functools import cache
@@ -20,6 +19,7 @@ from streamlit.runtime import exists, get_instance
 from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from engine import usable_cores
 from gallery import MAX_TOTAL_MEGABYTES
 
 MAX_BODY = MAX_TOTAL_MEGABYTES * 1_000_000  # bytes of one request to the HTTP API
@@ -82,7 +82,7 @@ class FairSemaphore:
 @cache
 def core_semaphore() -> FairSemaphore:
     """The semaphore that page and HTTP API share: one open picture per core, because one can take 500 MB."""
-    return FairSemaphore(os.cpu_count() or 1)
+    return FairSemaphore(usable_cores())
 
 
 def release_session_when_closed() -> None:

@@ -24,7 +24,7 @@ from torchvision import transforms
 from tqdm import trange
 
 from classify import BATCH, classify
-from engine import OPENVINO, best_engine, load_fastest
+from engine import OPENVINO, best_engine, load_fastest, usable_cores
 from evaluation.dataset import plain_network
 from images import open_picture, to_square
 from model import DEFAULT_CHECKPOINT, Classifier
@@ -79,7 +79,7 @@ def compare(rounds: int) -> None:
     if best_engine() == OPENVINO:
         fast = load_fastest(DEFAULT_CHECKPOINT)
         pipelines[FAST] = lambda paths: deque(classify(fast, paths), maxlen=0)
-    print(f"{rounds} rounds, {os.cpu_count()} cores, torch {torch.__version__}")
+    print(f"{rounds} rounds, {usable_cores()} cores, torch {torch.__version__}")
     print("| pictures | pipeline | a second | times the usual one (quartiles over the rounds) |\n|---|---|---|---|")
     with TemporaryDirectory() as scratch:
         for kind, (width, count) in KINDS.items():

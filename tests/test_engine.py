@@ -1,4 +1,6 @@
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,3 +66,97 @@ def test_without_openvino_pytorch_answers(monkeypatch: pytest.MonkeyPatch, class
     size = classifier.preprocessing.input_size
     inputs = torch.zeros(1, 3, size, size)
     assert torch.equal(fallback.network(inputs), classifier.network(inputs))
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cores: int, files: dict[str, str]) -> None:
+    """Report this many cores of the host to this process, and the control groups in these files."""
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)))
+    monkeypatch.setattr(engine, "PROC", tmp_path / "proc")
+    write(tmp_path, {name: text.replace("TMP", str(tmp_path)) for name, text in files.items()})
+
+
+VERSION_2 = {"proc/mountinfo": "35 24 0:30 / TMP/sys rw,relatime shared:4 - cgroup2 cgroup rw,nsdelegate\n"}
+VERSION_1 = {
+    "proc/mountinfo": "30 24 0:28 / TMP/sys/memory rw - cgroup cgroup rw,memory\n"
+    "33 24 0:30 / TMP/sys/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+    "41 24 0:38 / TMP/sys/unified rw shared:5 - cgroup2 cgroup2 rw\n"
+}
+# Version 1, with the container's own group as the root of the mount but the host's path in /proc/self/cgroup.
+VERSION_1_CONTAINER = {
+    "proc/mountinfo": "33 24 0:30 /docker/1a TMP/sys/cpu rw - cgroup cgroup rw,cpu\n",
+    "proc/cgroup": "7:cpu:/docker/1a\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 32),  # no Linux
+        (VERSION_2 | {"proc/cgroup": "0::/\n"}, 32),  # the root group has no cpu.max
+        (VERSION_2 | {"proc/cgroup": "0::/\n", "sys/cpu.max": "200000 100000\n"}, 2),
+        (VERSION_2 | {"proc/cgroup": "0::/\n", "sys/cpu.max": "max 100000\n"}, 32),
+        (VERSION_2 | {"proc/cgroup": "0::/\n", "sys/cpu.max": "150000 100000\n"}, 2),
+        (VERSION_2 | {"proc/cgroup": "0::/\n", "sys/cpu.max": "1000 100000\n"}, 1),
+        (VERSION_2 | {"proc/cgroup": "0::/\n", "sys/cpu.max": "9900000 100000\n"}, 32),
+        (VERSION_2 | {"proc/cgroup": "0::/\n", "sys/cpu.max": "broken"}, 32),
+        (VERSION_2 | {"proc/cgroup": "0::/../other\n", "sys/cpu.max": "300000 100000\n"}, 3),
+        (  # the tightest of the nested groups counts, whichever it is
+            VERSION_2
+            | {
+                "proc/cgroup": "0::/pod/app\n",
+                "sys/pod/cpu.max": "300000 100000\n",
+                "sys/pod/app/cpu.max": "max 100000\n",
+                "sys/pod/other/cpu.max": "100000 100000\n",
+            },
+            3,
+        ),
+        (
+            VERSION_2
+            | {
+                "proc/cgroup": "0::/pod/app\n",
+                "sys/pod/cpu.max": "800000 100000\n",
+                "sys/pod/app/cpu.max": "50000 25000\n",
+            },
+            2,
+        ),
+        (
+            VERSION_1
+            | {
+                "proc/cgroup": "9:memory:/\n4:cpu,cpuacct:/pod/app\n0::/\n",
+                "sys/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
+                "sys/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+                "sys/cpu,cpuacct/pod/cpu.cfs_quota_us": "410000\n",
+                "sys/cpu,cpuacct/pod/cpu.cfs_period_us": "100000\n",
+                "sys/cpu,cpuacct/pod/app/cpu.cfs_quota_us": "-1\n",
+                "sys/cpu,cpuacct/pod/app/cpu.cfs_period_us": "100000\n",
+            },
+            5,
+        ),
+        (
+            VERSION_1_CONTAINER | {"sys/cpu/cpu.cfs_quota_us": "250000\n", "sys/cpu/cpu.cfs_period_us": "100000\n"},
+            3,
+        ),
+    ],
+)
+def test_cores_follow_the_quota_of_the_control_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    pretend(monkeypatch, tmp_path, 32, files)
+    assert engine.usable_cores() == expected
+
+
+def test_cores_follow_the_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pretend(monkeypatch, tmp_path, 3, {})
+    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    assert engine.usable_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS, Windows
+    assert engine.usable_cores() == 32
+    monkeypatch.setattr(os, "cpu_count", lambda: None)  # unknown
+    assert engine.usable_cores() == 1

@@ -53,7 +53,7 @@ def test_looking_gives_the_answer_and_a_small_picture(tiny_classifier: Classifie
 
 
 def test_pictures_are_looked_at_by_all_cores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("gallery.usable_cores", lambda: 3)
     all_here = Barrier(3)
 
     def wait(number: int) -> int:
@@ -64,7 +64,7 @@ def test_pictures_are_looked_at_by_all_cores_at_once(monkeypatch: pytest.MonkeyP
 
 
 def test_no_more_are_open_than_cores_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("gallery.usable_cores", lambda: 3)
     free = FairSemaphore(1)
 
     def is_alone(_: int) -> bool:
@@ -75,7 +75,7 @@ def test_no_more_are_open_than_cores_are_free(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_has_not_begun_when_the_visitor_leaves_is_never_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("gallery.usable_cores", lambda: 2)
     begun: list[int] = []
     has_left = Event()
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from starlette.testclient import TestClient
 
 import serve
 from benchmarks.page import running_server
+from engine import usable_cores
 from gradcam import explain, overlay
 from images import open_picture
 from model import BadCheckpoint, Classifier
@@ -127,7 +127,7 @@ def test_requests_beyond_the_limit_get_429(monkeypatch: pytest.MonkeyPatch) -> N
         return {"name": name}
 
     monkeypatch.setattr(serve, "classify_picture", slowly)
-    room = (os.cpu_count() or 1) + serve.MAX_WAITING
+    room = usable_cores() + serve.MAX_WAITING
 
     async def ask_at_once(count: int) -> list[Response]:
         transport = ASGITransport(Starlette(routes=list(serve.routes)))
