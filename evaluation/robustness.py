@@ -148,7 +148,7 @@ class Effect:
     probability_shift: float  # mean absolute change of the probability of meme
 
 
-def sample(pictures: list[LabelledPicture], of_each_class: int) -> list[LabelledPicture]:
+def balanced_sample(pictures: list[LabelledPicture], of_each_class: int) -> list[LabelledPicture]:
     """A seeded draw of equally many pictures of each class, fewer where there are not enough."""
     chosen = []
     for label in CLASSES:
@@ -225,7 +225,7 @@ def main() -> int:
         parser.error(str(error))
     pictures: list[Image.Image] = []
     truth: list[str] = []
-    for labelled, opened in open_batches(sample(read_folder(arguments.data), arguments.of_each_class)):
+    for labelled, opened in open_batches(balanced_sample(read_folder(arguments.data), arguments.of_each_class)):
         for picture in opened:
             picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         pictures += opened

@@ -9,7 +9,7 @@ from pictures import noise
 
 from evaluation import robustness
 from evaluation.dataset import read_folder
-from evaluation.robustness import CORRUPTIONS, compare, sample
+from evaluation.robustness import CORRUPTIONS, balanced_sample, compare
 from model import MEME, NOT_MEME, Classifier, Prediction
 
 SETTINGS = [(name, severity) for name, (_, severities) in CORRUPTIONS.items() for severity in severities]
@@ -62,9 +62,9 @@ def test_flips_are_counted_by_class() -> None:
 
 def test_the_sample_is_even_and_repeats(folder: Path) -> None:
     pictures = read_folder(folder)
-    assert Counter(p.label for p in sample(pictures, 3)) == {MEME: 3, NOT_MEME: 3}
-    assert sample(pictures, 3) == sample(pictures, 3)
-    assert len(sample(pictures, 99)) == len(pictures)
+    assert Counter(p.label for p in balanced_sample(pictures, 3)) == {MEME: 3, NOT_MEME: 3}
+    assert balanced_sample(pictures, 3) == balanced_sample(pictures, 3)
+    assert len(balanced_sample(pictures, 99)) == len(pictures)
 
 
 def test_the_command_writes_every_setting(
