@@ -1,7 +1,7 @@
 # docker build --build-arg PIP_EXTRA_INDEX_URL=... -t meme-classifier .
 #
-# Without that argument torch comes with its CUDA libraries, 5 GB that the page does not need. With the address of
-# PyTorch's index of CPU wheels (see "Get started" on its web site), pip prefers those of the same version.
+# Without that argument, pip installs PyTorch with its CUDA libraries, 5 GB that the page does not need. With the
+# address of PyTorch's index of CPU wheels (see "Get started" on its web site), pip prefers those of the same version.
 FROM python:3.12-slim
 
 ARG PIP_EXTRA_INDEX_URL=""
@@ -14,8 +14,10 @@ RUN pip install --no-cache-dir -r requirements.txt -c requirements.lock
 COPY LICENSE *.py style.css background.png best_model.pth best_model.pth.sha256 ./
 COPY .streamlit .streamlit
 COPY examples examples
+# The page says what its probabilities are worth on unseen pictures.
+COPY outputs/metrics.json outputs/
 
-# All is read-only for it; Matplotlib wants a folder for its list of fonts.
+# The file system is read-only for this user; Matplotlib needs a folder for its list of fonts.
 RUN useradd --system --uid 10001 --no-create-home visitor
 USER 10001
 ENV HOME=/tmp MPLCONFIGDIR=/tmp

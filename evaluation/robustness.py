@@ -1,7 +1,7 @@
-"""Measure what corruptions do to the answers: python -m evaluation.robustness DATA_DIR --json FILE
+"""Measure how corruptions change the answers: python -m evaluation.robustness DATA_DIR --json FILE
 
-Every picture of a seeded sample is answered clean and after each corruption at each severity. Besides the
-accuracy, the flip rate counts: the share of pictures whose label changes, right or wrong.
+Every picture of a seeded sample is classified clean, and after each corruption at each severity. Besides the
+accuracy, the flip rate is measured: the share of pictures whose label changes, right or wrong.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SEED = 0
 
 
 def jpeg(picture: Image.Image, quality: float) -> Image.Image:
-    """Store as JPEG."""
+    """Save as JPEG."""
     buffer = BytesIO()
     picture.save(buffer, "JPEG", quality=int(quality))
     return Image.open(buffer, formats=("JPEG",)).convert("RGB")
@@ -41,23 +41,23 @@ def shrink(picture: Image.Image, factor: float) -> Image.Image:
 
 
 def crop(picture: Image.Image, part: float) -> Image.Image:
-    """Cut off a part of the width and of the height, half of it on each side."""
+    """Crop a part of the width and of the height, half of it on each side."""
     x, y = (round(side * part / 2) for side in picture.size)
     return picture.crop((x, y, picture.width - x, picture.height - y))
 
 
 def border(picture: Image.Image, part: float) -> Image.Image:
-    """Put a white border around, each side a part of the longest side."""
+    """Add a white border, as wide as a part of the longest side."""
     return ImageOps.expand(picture, round(part * max(picture.size)), "white")
 
 
 def letterbox(picture: Image.Image, part: float) -> Image.Image:
-    """Put black bars above and below, each a part of the height."""
+    """Add black bars above and below, each a part of the height."""
     return ImageOps.expand(picture, (0, round(part * picture.height)), "black")
 
 
 def screenshot(picture: Image.Image, scale: float) -> Image.Image:
-    """Show on a telephone of so many picture widths' height: status bar above, buttons below."""
+    """Show on a phone whose height is a multiple of the picture's width: status bar above, buttons below."""
     width, height = picture.width, round(scale * picture.width)
     screen = Image.new("RGB", (width, max(height, picture.height + 40)), "black")
     screen.paste(picture, (0, (screen.height - picture.height) // 2))
@@ -70,7 +70,7 @@ def screenshot(picture: Image.Image, scale: float) -> Image.Image:
 
 
 def watermark(picture: Image.Image, opacity: float) -> Image.Image:
-    """Write one word across the middle, half transparent."""
+    """Write one word across the middle with some opacity."""
     marked = picture.copy()
     font = ImageFont.load_default(max(8, picture.width // 7))
     ImageDraw.Draw(marked).text((picture.width / 2, picture.height / 2), "sample", "white", font, anchor="mm")
@@ -78,32 +78,32 @@ def watermark(picture: Image.Image, opacity: float) -> Image.Image:
 
 
 def sticker(picture: Image.Image, part: float) -> Image.Image:
-    """Cover the middle with a yellow disc of a part of the shorter side."""
+    """Cover the middle with a yellow disc, its diameter a part of the shorter side."""
     covered = picture.copy()
     x, y, r = picture.width / 2, picture.height / 2, part * min(picture.size) / 2
     ImageDraw.Draw(covered).ellipse((x - r, y - r, x + r, y + r), "gold")
     return covered
 
 
-def fry(picture: Image.Image, saturation: float) -> Image.Image:
+def oversaturate(picture: Image.Image, saturation: float) -> Image.Image:
     """Oversaturate and sharpen."""
     return ImageEnhance.Color(picture).enhance(saturation).filter(ImageFilter.UnsharpMask(2, 200))
 
 
 def noise(picture: Image.Image, sigma: float) -> Image.Image:
-    """Add Gaussian noise of so many of 255 steps."""
+    """Add Gaussian noise with this standard deviation, on a scale of 255."""
     pixels = np.asarray(picture, np.float32)
     added = np.random.default_rng(SEED).normal(0, sigma, pixels.shape)
     return Image.fromarray((pixels + added).clip(0, 255).astype(np.uint8))
 
 
 def blank_bar(picture: Image.Image, part: float) -> Image.Image:
-    """Put an empty white bar above, of a part of the height: a caption's place without the caption."""
+    """Add an empty white bar above, a part of the height: the place of a caption without one."""
     return ImageOps.expand(picture, (0, round(part * picture.height), 0, 0), "white")
 
 
 def blur_edges(picture: Image.Image, part: float) -> Image.Image:
-    """Blur a part of the height at the top and at the bottom, where captions are, beyond reading."""
+    """Blur a part of the height at the top and at the bottom, where captions are, until nobody can read it."""
     blurred = picture.filter(ImageFilter.GaussianBlur(max(picture.size) / 12))
     height = round(part * picture.height)
     whole = picture.copy()
@@ -118,38 +118,48 @@ CORRUPTIONS: dict[str, tuple[Callable[[Image.Image, float], Image.Image], tuple[
     "cropped, part": (crop, (0.05, 0.1, 0.2, 0.3)),
     "white border, part": (border, (0.05, 0.15, 0.3)),
     "black bars, part": (letterbox, (0.1, 0.25, 0.5)),
-    "telephone screenshot, height": (screenshot, (1.6, 2.1)),
+    "phone screenshot, height": (screenshot, (1.6, 2.1)),
     "empty bar above, part": (blank_bar, (0.15, 0.3)),
     "watermark, opacity": (watermark, (0.3, 0.6)),
     "sticker, part": (sticker, (0.2, 0.4)),
     "grey": (lambda picture, _: picture.convert("L").convert("RGB"), (1,)),
-    "fried, saturation": (fry, (2, 3)),
+    "oversaturated, factor": (oversaturate, (2, 3)),
     "Gaussian noise, sigma": (noise, (8, 16, 32)),
     "Gaussian blur, pixels": (
         lambda picture, radius: picture.filter(ImageFilter.GaussianBlur(radius)),
         (1, 2, 3),
     ),
     "mirrored": (lambda picture, _: ImageOps.mirror(picture), (1,)),
-    "turned, degrees": (lambda picture, angle: picture.rotate(angle, expand=True), (90, 180)),
+    "rotated, degrees": (lambda picture, angle: picture.rotate(angle, expand=True), (90, 180)),
     "top and bottom blurred, part": (blur_edges, (0.15, 0.3)),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What one corruption at one severity does."""
+    """What one corruption does at one severity.
+
+    Attributes:
+        corruption: its name and the unit of the severity.
+        severity: in that unit.
+        accuracy: after the corruption.
+        flip_rate: share of the pictures whose label changes.
+        memes_lost: of the memes that are found when clean, the share that is missed now.
+        others_turned: of the others that are right when clean, the share that is called a meme now.
+        probability_shift: mean absolute change of the probability of meme.
+    """
 
     corruption: str
     severity: float
     accuracy: Estimate
-    flip_rate: Estimate  # share of the pictures whose label changes
-    memes_lost: Estimate  # of the memes that are found when clean, the share that is not any more
-    others_turned: Estimate  # of the others that are right when clean, the share that is called a meme
-    probability_shift: float  # mean absolute change of the probability of meme
+    flip_rate: Estimate
+    memes_lost: Estimate
+    others_turned: Estimate
+    probability_shift: float
 
 
 def balanced_sample(pictures: list[LabelledPicture], of_each_class: int) -> list[LabelledPicture]:
-    """A seeded draw of equally many pictures of each class, fewer where there are not enough."""
+    """Draw equally many pictures of each class with a seed, fewer where there are not enough."""
     chosen = []
     for label in CLASSES:
         of_label = [picture for picture in pictures if picture.label == label]
@@ -158,26 +168,26 @@ def balanced_sample(pictures: list[LabelledPicture], of_each_class: int) -> list
 
 
 def predict_all(classifier: Classifier, pictures: list[Image.Image]) -> list[Prediction]:
-    """Answer in batches."""
+    """Classify in batches."""
     starts = range(0, len(pictures), BATCH)
     return [prediction for start in starts for prediction in classifier.predict(pictures[start : start + BATCH])]
 
 
 def measure(classifier: Classifier, pictures: list[Image.Image], truth: list[str]) -> list[Effect]:
-    """Answer all pictures clean (the first row) and under every corruption."""
+    """Classify all pictures clean (the first effect) and after every corruption."""
     clean = predict_all(classifier, pictures)
-    effects = [compare("none", 0, clean, clean, truth)]
+    effects = [measure_effect("none", 0, clean, clean, truth)]
     work = [(name, apply, severity) for name, (apply, levels) in CORRUPTIONS.items() for severity in levels]
     for name, apply, severity in tqdm(work, desc="Corrupting", unit="setting"):
         corrupted = predict_all(classifier, [apply(picture, severity) for picture in pictures])
-        effects.append(compare(name, severity, clean, corrupted, truth))
+        effects.append(measure_effect(name, severity, clean, corrupted, truth))
     return effects
 
 
-def compare(
+def measure_effect(
     name: str, severity: float, clean: list[Prediction], corrupted: list[Prediction], truth: list[str]
 ) -> Effect:
-    """The figures of one setting."""
+    """Compare the answers before and after one corruption."""
     before, after = (np.array([p.label == MEME for p in answers]) for answers in (clean, corrupted))
     is_meme = np.array([label == MEME for label in truth])
     shift = [abs(a.meme_probability - b.meme_probability) for a, b in zip(clean, corrupted, strict=True)]
@@ -212,7 +222,7 @@ def to_markdown(effects: list[Effect]) -> str:
 
 def main() -> int:
     """Read the command line, measure, print, write; 0 when all is done, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(description="Measure what corruptions do to the answers.")
+    parser = argparse.ArgumentParser(description="Measure how corruptions change the answers.")
     parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
     parser.add_argument("--of-each-class", type=int, metavar="N", default=300, help="pictures of each class")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")

@@ -9,7 +9,7 @@ from pictures import noise
 
 from evaluation import robustness
 from evaluation.dataset import read_folder
-from evaluation.robustness import CORRUPTIONS, balanced_sample, compare
+from evaluation.robustness import CORRUPTIONS, balanced_sample, measure_effect
 from model import MEME, NOT_MEME, Classifier, Prediction
 
 SETTINGS = [(name, severity) for name, (_, severities) in CORRUPTIONS.items() for severity in severities]
@@ -42,7 +42,7 @@ def test_geometry() -> None:
     assert robustness.border(picture, 0.1).size == (120, 80)
     assert robustness.letterbox(picture, 0.5).size == (100, 120)
     assert robustness.blank_bar(picture, 0.5).size == (100, 90)
-    assert CORRUPTIONS["turned, degrees"][0](picture, 90).size == (60, 100)
+    assert CORRUPTIONS["rotated, degrees"][0](picture, 90).size == (60, 100)
     middle = (0, 20, 100, 40)
     assert robustness.blur_edges(picture, 0.3).crop(middle).tobytes() == picture.crop(middle).tobytes()
 
@@ -52,7 +52,7 @@ def test_flips_are_counted_by_class() -> None:
         return [Prediction(MEME if c == "m" else NOT_MEME, 0.9 if c == "m" else 0.1, "") for c in labels]
 
     truth = [MEME] * 4 + [NOT_MEME] * 4
-    effect = compare("name", 1, answers("mmmnnnnm"), answers("mmnmnnmm"), truth)
+    effect = measure_effect("name", 1, answers("mmmnnnnm"), answers("mmnmnnmm"), truth)
     assert effect.accuracy.value == pytest.approx(5 / 8)
     assert effect.flip_rate.value == pytest.approx(3 / 8)
     assert effect.memes_lost.value == pytest.approx(1 / 3)
