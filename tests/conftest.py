@@ -1,14 +1,18 @@
-"""Fixtures that several test files share: classifiers and folders of pictures."""
+"""Fixtures that several test files share: classifiers, a server, a browser and folders of pictures."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pictures import noise
 from PIL import Image
+from playwright.sync_api import Browser
 from tiny import build_tiny_classifier, build_tiny_network
 from torch import nn
 
+from benchmarks.page import chromium, running_server
 from model import Classifier
 
 
@@ -28,6 +32,33 @@ def tiny_classifier(tiny_network: nn.Module) -> Classifier:
 def classifier() -> Classifier:
     """The checkpoint that the project ships."""
     return Classifier.load()
+
+
+@pytest.fixture(scope="session")
+def server_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server of `address` would write temporary files."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="session")
+def address(server_tmp: Path) -> Iterator[str]:
+    """The address of a server of the page and the HTTP interface, for tests that need no settings of their own."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TMPDIR", str(server_tmp))
+        with running_server("serve.py") as (address, _):
+            yield address
+
+
+@pytest.fixture(scope="module")  # while Playwright runs, no other test of the process may call asyncio.run
+def browser() -> Iterator[Browser]:
+    """A Chromium. Without one, CI fails and a laptop skips."""
+    try:
+        with chromium() as browser:
+            yield browser
+    except FileNotFoundError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture

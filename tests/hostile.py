@@ -8,6 +8,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ def png(width: int, height: int, pixels: bytes = b"", *, depth: int = 8, colour:
     return PNG_START + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
+@cache
 def zeros(count: int) -> bytes:
     """Very many zeros, compressed."""
     packer = zlib.compressobj(9)

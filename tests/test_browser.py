@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import os
 import re
 from collections.abc import Iterator
 from io import BytesIO
@@ -17,29 +16,9 @@ from pictures import ROOT, encode
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
-from benchmarks.page import chromium, running_server
-
 WIDTHS = pytest.mark.parametrize(("width", "height"), [(1440, 1000), (390, 844)], ids=["desktop", "phone"])
 PATIENCE = 60_000  # ms; the first answer waits for the network to load, perhaps beside other work
 expect.set_options(timeout=PATIENCE)
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with running_server() as (address, _):
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Without a Chromium, CI fails and a laptop skips."""
-    try:
-        with chromium() as browser:
-            yield browser
-    except FileNotFoundError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
-"""What was made to hurt gets an answer or one sentence, soon and in little memory."""
+"""Hostile files get an answer or one sentence, quickly and in little memory."""
 
 import asyncio
+import json
 import os
 import random
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,10 +15,9 @@ from hostile import ENCODINGS, hostile_files
 from httpx2 import Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pictures import encode, noise
+from pictures import ROOT, encode, noise
 
 from benchmarks.load import Shown, Visitor
-from benchmarks.page import running_server
 from gallery import classify_upload
 from images import SHORT_SIDE, SHOWN_SIDE, WHOLE_SIDE, BadImage, open_picture
 from model import Classifier, Prediction
@@ -52,18 +53,6 @@ def outcome(content: bytes) -> str:
     return ""
 
 
-def cost(content: bytes) -> tuple[int, float, float]:
-    """Exit code, seconds on a core and megabytes of opening a file in a process of its own."""
-    if not (child := os.fork()):
-        try:
-            outcome(content)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    _, status, used = os.wait4(child, 0)
-    return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss / 1000
-
-
 def test_each_gets_an_answer_or_a_sentence(files: dict[str, bytes]) -> None:
     outcomes = {name: outcome(content) for name, content in files.items()}
     assert {name for name in outcomes if not outcomes[name] and not name.startswith("truncated")} == STILL_GOOD
@@ -71,9 +60,14 @@ def test_each_gets_an_answer_or_a_sentence(files: dict[str, bytes]) -> None:
         assert not sentence or (sentence.startswith("This ") and sentence.endswith(".") and len(sentence) < 200)
 
 
-def test_none_takes_long_or_much_memory(files: dict[str, bytes]) -> None:
-    _, _, before = cost(b"")
-    costs = {name: cost(content) for name, content in files.items()}
+def test_none_takes_long_or_much_memory(files: dict[str, bytes], tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    command = [sys.executable, str(ROOT / "tests" / "opening_cost.py"), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    costs = json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    assert costs.keys() == files.keys()
+    *_, before = costs["empty.png"]
     assert not {
         name: (code, seconds, megabytes)
         for name, (code, seconds, megabytes) in costs.items()
@@ -89,7 +83,7 @@ def test_what_opens_is_answered(files: dict[str, bytes], tiny_classifier: Classi
 NAMES = ("../../etc/passwd.png", "<script>a</script>**b**:red[c].png", "😀🏳️.png", "a\u202egnp.exe.png", "a%00b.png")
 
 
-def test_names_are_only_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_only_names(address: str, server_tmp: Path) -> None:
     """What the page and the HTTP interface say of them; tests of the gallery say how they are shown."""
 
     async def visit(address: str, name: str) -> Shown:
@@ -97,8 +91,7 @@ def test_names_are_only_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             return await visitor.ask(name, picture)
 
     picture = encode(noise(90, 60))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with running_server("serve.py") as (address, _), Client(base_url=address, timeout=60) as client:
+    with Client(base_url=address, timeout=60) as client:
         answers = {name: asyncio.run(visit(address, name)) for name in (*NAMES, "plain.png")}
         assert len(set(answers.values())) == 1
         assert answers["plain.png"].verdict
@@ -110,7 +103,7 @@ def test_names_are_only_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert endless.json()["error"].startswith("The body cannot be read")
         with pytest.raises(HTTPError, match="400"):
             asyncio.run(visit(address, "x" * 5000 + ".png"))
-    assert not list(tmp_path.iterdir())
+    assert not list(server_tmp.iterdir())
 
 
 SEEDS = [encode(noise(side, 40, side), name) for name in ENCODINGS for side in (33, 200)]

@@ -140,7 +140,9 @@ def test_anything_but_our_checkpoint_gets_one_sentence(
         weights = dict(good["state_dict"])
         weights.pop("features.conv0.weight")
         torch.save(good | {"state_dict": weights}, path)
-    with pytest.raises(BadCheckpoint, match=r"^The checkpoint other\.pth .*repository, or make one with `python -m training\.train`\.$"):
+    with pytest.raises(
+        BadCheckpoint, match=r"^The checkpoint other\.pth .*repository, or make one with `python -m training\.train`\.$"
+    ):
         Classifier.load(path)
     assert not (tmp_path / "exploded").exists()
 

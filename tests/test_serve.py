@@ -20,7 +20,6 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 import serve
-from benchmarks.page import running_server
 from engine import usable_cores
 from gradcam import explain, overlay
 from images import open_picture
@@ -176,8 +175,8 @@ def test_uploads_never_touch_the_disk(client: TestClient, monkeypatch: pytest.Mo
     assert "error" in response.json()["pictures"][0]
 
 
-def test_one_process_serves_the_page_and_the_api() -> None:
-    with running_server("serve.py") as (address, _), Client(base_url=address, timeout=60) as browser:
+def test_one_process_serves_the_page_and_the_api(address: str) -> None:
+    with Client(base_url=address, timeout=60) as browser:
         assert "<title>Streamlit</title>" in browser.get("/").text
         (row,) = browser.post("/api/classify", files=pictures(("cat.jpg", MEME))).json()["pictures"]
         assert row["label"] == "meme"
