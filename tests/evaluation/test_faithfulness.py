@@ -26,6 +26,7 @@ from evaluation.faithfulness import (
     localisation,
     randomise_stages,
     rank_pixels,
+    relative_change,
     road,
     shift_right,
 )
@@ -122,6 +123,13 @@ def test_a_shift_is_by_one_pixel() -> None:
     after = shift_right(before)
     assert torch.equal(after[:, :, 1:], before[:, :, :-1])
     assert torch.equal(after[:, :, 0], before[:, :, 0])
+
+
+def test_a_change_is_relative_to_the_map_before() -> None:
+    before = np.array([[3, 4]], np.float32)
+    assert relative_change(before, before) == 0
+    assert relative_change(before, np.array([[3, 4.5]], np.float32)) == pytest.approx(0.1)
+    assert relative_change(before, np.zeros((1, 2), np.float32)) == 1
 
 
 def test_flat_maps_are_like_nothing() -> None:
