@@ -1,4 +1,7 @@
-"""The rule of imports: workshops look towards the root, never the other way, and never sideways."""
+"""The rule of imports: workshops look towards the root, never the other way, and never sideways.
+
+photo_library is no workshop but a part of classify.py that has packages of its own.
+"""
 
 import ast
 from pathlib import Path
@@ -7,7 +10,13 @@ import pytest
 from pictures import ROOT
 
 # What each folder may import besides itself and the root.
-ALLOWED = {"": set[str](), "evaluation": set[str](), "training": {"evaluation"}, "benchmarks": {"evaluation"}}
+ALLOWED = {
+    "": {"photo_library"},
+    "photo_library": set[str](),
+    "evaluation": set[str](),
+    "training": {"evaluation"},
+    "benchmarks": {"evaluation"},
+}
 SOURCES = [(folder, path) for folder in ALLOWED for path in sorted((ROOT / folder).glob("*.py"))]
 
 

@@ -1,0 +1,193 @@
+"""Sidecars: the small XMP files beside pictures, in which photo libraries keep ratings, keywords and edits."""
+
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from uuid import uuid4
+
+from photo_library.xmp import BadSidecar, Tag, merge_tag, remove_tag, tagged_picture
+
+STYLES = ("extension", "lightroom")
+DEFAULT_ROOT = "Meme Classifier"
+MAX_MEGABYTES = 50  # darktable's history of a picture with many masks has a few
+ATTEMPTS = 3  # to write a sidecar that other programs are writing, too
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecars:
+    """Writes verdicts into the sidecars of pictures. Threads may share it.
+
+    Attributes:
+        root: levels of the hierarchy above the verdict's keyword.
+        style: one of `STYLES`: `extension` for cat.jpg.xmp, `lightroom` for cat.xmp.
+        only: the one verdict to write; None for all. A picture with another verdict keeps no tag of ours.
+        lock: held while a sidecar is written: in Lightroom's style, two pictures may have the same one.
+    """
+
+    root: tuple[str, ...] = (DEFAULT_ROOT,)
+    style: str = STYLES[0]
+    only: str | None = None
+    lock: Lock = field(default_factory=Lock, repr=False, compare=False)
+
+    def write(self, picture: Path, verdict: str, meme_probability: float, checkpoint: str) -> None:
+        """Write a verdict, or remove an earlier one if verdicts of this kind are not asked for.
+
+        Args:
+            picture: where it lies; it is not opened.
+            verdict: as in `Prediction`.
+            meme_probability: likewise.
+            checkpoint: SHA-256 of the checkpoint, in hexadecimal.
+
+        Raises:
+            BadSidecar: if there is a sidecar that cannot be used; its text completes "Its sidecar NAME …".
+            OSError: if it cannot be read or written.
+        """
+        sidecar = sidecar_path(picture, self.style)
+        name = picture.name if self.style == "lightroom" else None
+        if self.only not in (None, verdict):
+            with self.lock:
+                remove_from(sidecar, picture.name)
+            return
+        tag = Tag(verdict, meme_probability, checkpoint, self.root, name)
+
+        def merged(data: bytes | None) -> bytes:
+            if name and data and (other := other_picture(data, sidecar, name)):
+                raise BadSidecar(f"has the verdict of {other}; without --xmp-style lightroom, each has its own")
+            return merge_tag(data, tag)
+
+        with self.lock:
+            update_file(sidecar, merged)
+
+
+def parse_root(text: str) -> tuple[str, ...]:
+    """The levels of a tag like `Meme Classifier` or `Sorting|Memes`.
+
+    Raises:
+        ValueError: in a sentence, if it cannot be a keyword.
+    """
+    levels = tuple(level.strip() for level in text.replace("/", "|").split("|"))
+    if not all(levels) or not text.isprintable():
+        raise ValueError("a tag has at least one visible character in each level, and no control characters")
+    return levels
+
+
+def sidecar_path(picture: Path, style: str) -> Path:
+    """Where a picture's sidecar lies."""
+    return picture.with_suffix(".xmp") if style == "lightroom" else picture.with_name(f"{picture.name}.xmp")
+
+
+def remove_tags(picture: Path) -> int:
+    """Remove our tags from a picture's sidecars of both styles; how many held some.
+
+    Raises:
+        BadSidecar: if there is a sidecar that cannot be used; its text is a whole sentence.
+    """
+    changed = 0
+    for style in STYLES:
+        sidecar = sidecar_path(picture, style)
+        try:
+            changed += remove_from(sidecar, picture.name)
+        except (BadSidecar, OSError) as error:
+            raise BadSidecar(sidecar_failure(sidecar, error)) from error
+    return changed
+
+
+def remove_from(sidecar: Path, name: str) -> bool:
+    """Remove our tags from a sidecar unless they are another picture's; whether there were any."""
+
+    def removed(data: bytes | None) -> bytes | None:
+        return data if data is None or other_picture(data, sidecar, name) else remove_tag(data)
+
+    return update_file(sidecar, removed)
+
+
+def other_picture(data: bytes, sidecar: Path, name: str) -> str | None:
+    """The name of another picture, still beside the sidecar, whose verdict the sidecar holds."""
+    tagged = tagged_picture(data)
+    return tagged if tagged not in (None, name) and sidecar.with_name(Path(tagged).name).exists() else None
+
+
+def sidecar_failure(sidecar: Path, error: BadSidecar | OSError) -> str:
+    """The sentence about a sidecar that could not be used."""
+    reason = f"cannot be written: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+    return f"Its sidecar {sidecar.name} {reason}."
+
+
+def update_file(path: Path, change: Callable[[bytes | None], bytes | None]) -> bool:
+    """Replace a file's content, whole or not at all; a file with the content that it should have is not touched.
+
+    A link is followed. The file keeps its rights and, where this is allowed, its owner.
+
+    Args:
+        path: where it lies or is to lie.
+        change: makes the new content from the old; None stands for no file.
+
+    Returns:
+        Whether anything was changed.
+
+    Raises:
+        BadSidecar: if what lies there is not a file that may be changed.
+        OSError: if it cannot be read or written.
+    """
+    for _ in range(ATTEMPTS):
+        before = _status(path)
+        old = Path(path).read_bytes() if before else None
+        new = change(old)
+        if new == old:
+            return False
+        if before and not before.st_mode & 0o222:
+            raise BadSidecar("is read-only and was left alone")
+        if _replace(path, new, before):
+            return True
+    raise BadSidecar("is being changed by another program and was left alone")
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What is known of a file that is to be read; None if there is nothing."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise BadSidecar("is a link to a file that does not exist") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise BadSidecar("is not a file")
+    if status.st_size > MAX_MEGABYTES * 1_000_000:
+        raise BadSidecar(f"has more than {MAX_MEGABYTES} MB and was left alone")
+    return status
+
+
+def _replace(path: Path, content: bytes | None, before: os.stat_result | None) -> bool:
+    """Write a new content beside a file and take its place, unless it has changed meanwhile; whether that is done."""
+    real = Path(os.path.realpath(path))
+    if content is None:
+        path.unlink()
+        if path != real:
+            real.unlink(missing_ok=True)
+        return True
+    beside = real.with_name(f".{uuid4()}.partial")
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+            if before:  # other programs' work is in it: it must survive a power cut
+                file.flush()
+                os.fsync(file.fileno())
+        if before:
+            _keep_rights(beside, before)
+        now = _status(path)
+        if (now and (now.st_mtime_ns, now.st_size)) != (before and (before.st_mtime_ns, before.st_size)):
+            return False
+        beside.replace(real)
+        return True
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _keep_rights(path: Path, like: os.stat_result) -> None:
+    with suppress(OSError, AttributeError):  # only root may give files away; Windows has no such call
+        os.chown(path, like.st_uid, like.st_gid)
+    path.chmod(stat.S_IMODE(like.st_mode))
