@@ -9,15 +9,18 @@ import json
 import random
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 from tqdm import tqdm
 
+from engine import usable_cores
 from evaluation.dataset import LabelledPicture, open_batches, read_folder
 from evaluation.metrics import Estimate, share
 from model import CLASSES, DEFAULT_CHECKPOINT, MEME, NOT_MEME, BadCheckpoint, Classifier, Prediction
@@ -174,14 +177,19 @@ def predict_all(classifier: Classifier, pictures: list[Image.Image]) -> list[Pre
 
 
 def measure(classifier: Classifier, pictures: list[Image.Image], truth: list[str]) -> list[Effect]:
-    """Classify all pictures clean (the first effect) and after every corruption."""
+    """Classify all pictures clean (the first effect) and after every corruption, each on one core."""
     clean = predict_all(classifier, pictures)
-    effects = [measure_effect("none", 0, clean, clean, truth)]
-    work = [(name, apply, severity) for name, (apply, levels) in CORRUPTIONS.items() for severity in levels]
-    for name, apply, severity in tqdm(work, desc="Corrupting", unit="setting"):
+
+    def effect(setting: tuple[str, float]) -> Effect:
+        name, severity = setting
+        apply, _ = CORRUPTIONS[name]
         corrupted = predict_all(classifier, [apply(picture, severity) for picture in pictures])
-        effects.append(measure_effect(name, severity, clean, corrupted, truth))
-    return effects
+        return measure_effect(name, severity, clean, corrupted, truth)
+
+    settings = [(name, severity) for name, (_, severities) in CORRUPTIONS.items() for severity in severities]
+    with ThreadPoolExecutor(usable_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        effects = list(tqdm(pool.map(effect, settings), desc="Corrupting", total=len(settings), unit="setting"))
+    return [measure_effect("none", 0, clean, clean, truth), *effects]
 
 
 def measure_effect(

@@ -115,7 +115,8 @@ def test_pointing_and_energy() -> None:
     for top, hit in ((0.62, 1), (0.63, 0)):  # the middle of the third row of four is at 0.625
         assert localisation(Case(noise(40, 40), MEME, ((0, top, 1, 0.9),)), spot(2, 2), SIZE)["pointing game"] == hit
     assert localisation(case, np.ones((4, 4), np.float32), SIZE)["energy in captions"] == pytest.approx(0.25)
-    assert localisation(case, np.zeros((4, 4), np.float32), SIZE)["pointing game"] == 0
+    everywhere = Case(noise(40, 40), MEME, ((0, 0, 1, 1),))
+    assert localisation(everywhere, np.zeros((4, 4), np.float32), SIZE)["pointing game"] == 0
 
 
 def test_a_shift_is_by_one_pixel() -> None:
