@@ -6,7 +6,9 @@ import shutil
 import socket
 import subprocess
 import sys
+from fnmatch import fnmatch
 from http.client import HTTPConnection
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -65,3 +67,26 @@ def test_visitors_are_let_in_at_the_sites_own_name_only(monkeypatch: pytest.Monk
             connection.request("GET", "/_stcore/stream", headers={"Host": host} | key | upgrade)
             assert connection.getresponse().status == status
             connection.close()
+
+
+def test_the_image_has_every_file_that_the_page_reads(tmp_path: Path) -> None:
+    admitted = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for line in re.findall(r"^COPY (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE):
+        *sources, target = line.split()
+        (tmp_path / target).mkdir(parents=True, exist_ok=True)
+        for path in (path for source in sources for path in ROOT.glob(source)):
+            if not any(fnmatch(path.relative_to(ROOT).as_posix(), pattern) for pattern in admitted):
+                continue
+            if path.is_dir():
+                shutil.copytree(path, tmp_path / target, dirs_exist_ok=True)
+            else:
+                shutil.copy(path, tmp_path / target)
+    visit = """
+import classify, serve
+from streamlit.testing.v1 import AppTest
+page = AppTest.from_file("app.py", default_timeout=100).run()
+assert not page.exception, page.exception
+print(classify.__file__)
+"""
+    done = subprocess.run([sys.executable, "-c", visit], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(tmp_path / "classify.py"), done.stderr
