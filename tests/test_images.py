@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import ROOT, encode, noise
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from pictures import encode, noise
+from PIL import Image
 
 import images
-from borders import content_box
 from images import (
     MAX_MEGABYTES,
     ORIENTATION,
@@ -22,9 +21,7 @@ from images import (
     BadImage,
     find_pictures,
     open_picture,
-    to_square,
 )
-from model import NOT_MEME, Classifier
 
 T = Image.Transpose
 
@@ -241,60 +238,6 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         assert str(caught.value) == sentence
     with pytest.raises(BadImage, match="the limit is 10 MB"):
         open_picture(b"\0" * (MAX_MEGABYTES * 1_000_000 + 1))
-
-
-@pytest.mark.parametrize("colour", ["black", "white", "teal"])
-@pytest.mark.parametrize("bars", [(40, 40, 40, 40), (0, 90, 0, 90), (120, 0, 120, 0), (0, 60, 0, 0), (0, 5, 0, 300)])
-def test_bars_around_a_picture_are_a_frame(bars: tuple[int, int, int, int], colour: str) -> None:
-    whole = ImageOps.expand(noise(240, 200), bars, colour)
-    stored = open_picture(encode(whole, "JPEG"))  # whose bars are not quite of one colour
-    expected = (bars[0], bars[1], bars[0] + 240, bars[1] + 200)
-    found = content_box(stored)
-    assert found
-    for side, other, length in zip(found, expected, whole.size * 2, strict=True):
-        assert abs(side - other) <= length / 160 + 1
-    assert mean_difference(Image.fromarray(to_square(stored, 64)), Image.fromarray(to_square(noise(240, 200), 64))) < 12
-
-
-def test_a_telephones_signs_belong_to_the_frame() -> None:
-    screen = ImageOps.expand(noise(240, 240), (0, 120, 0, 120), "black")
-    draw = ImageDraw.Draw(screen)
-    draw.text((8, 6), "12:34", "white")
-    draw.rectangle((210, 8, 230, 16), outline="white")
-    draw.ellipse((115, 462, 125, 472), outline="white")
-    assert content_box(screen) == (0, 120, 240, 360)
-
-
-def test_a_caption_at_the_edge_of_a_wide_bar_is_no_telephones(classifier: Classifier) -> None:
-    whole = ImageOps.expand(open_picture(ROOT / "examples" / "mountains.jpg"), (0, 160, 0, 0), "white")
-    assert classifier.predict([whole])[0].verdict == NOT_MEME
-    caption = ImageFont.load_default(24)
-    ImageDraw.Draw(whole).text((20, 8), "when ur mom comes home early", "black", caption)
-    assert content_box(whole) is None
-    assert classifier.predict([whole])[0].meme_probability > 0.5
-
-
-def captioned(beside: str) -> Image.Image:
-    """A picture below a white bar with a line of writing, far from all edges or near the upper one."""
-    whole = ImageOps.expand(noise(240, 200), (0, 60, 0, 0), "white")
-    ImageDraw.Draw(whole).text((30, 3 if beside == "edge" else 25), "nobody at all, really:", "black", font_size=18)
-    return whole
-
-
-@pytest.mark.parametrize(
-    "picture",
-    [
-        noise(240, 200),
-        Image.new("RGB", (240, 200), "white"),  # a bar without a picture
-        captioned("edge"),
-        captioned("middle"),
-        ImageOps.expand(noise(240, 200), (0, 2, 0, 2), "black"),  # too narrow to matter
-        ImageOps.expand(noise(14, 14), (60, 60, 60, 60), "black"),  # too small to be judged alone
-        Image.linear_gradient("L").convert("RGB"),  # no straight edge
-    ],
-)
-def test_writing_and_wide_colours_are_no_frame(picture: Image.Image) -> None:
-    assert content_box(picture) is None
 
 
 def test_a_path_and_its_bytes_give_the_same_picture(tmp_path: Path) -> None:
