@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from streamlit.runtime import exists, get_instance
+from streamlit.runtime.media_file_manager import MediaFileManager
+from streamlit.runtime.media_file_storage import MediaFileKind
 from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
@@ -30,8 +32,32 @@ RETRY_AFTER = "5"  # seconds
 DOWNLOAD_GRACE_SECONDS = 10  # time for the browser to fetch a download that was just created
 M_ARENA_MAX = -8  # glibc's malloc.h
 
+clear_references = MediaFileManager.clear_session_refs
+
+
+def _clear_references_but_hold_pictures(manager: MediaFileManager, session_id: str | None = None) -> None:
+    """Clear a session's references to media files, but hold the pictures that its browser may be about to fetch.
+
+    Streamlit clears the references when a run begins, and the run sets them again as it draws the page. In between,
+    the end of any other session's run would delete the pictures. So a second reference holds the last picture of each
+    place on the page. It is replaced by the picture that the following run showed there, and ends with the session.
+    """
+    context = get_script_run_ctx(suppress_warning=True)
+    with manager._lock:
+        references, files = manager._files_by_session_and_coord, manager._file_metadata
+        if session_id:  # it has ended
+            references.pop(f"{session_id} held", None)
+        elif context:  # a run begins
+            held = references[f"{context.session_id} held"]
+            for place, file in references.get(context.session_id, {}).items():
+                if file in files and files[file].kind == MediaFileKind.MEDIA:  # downloads are large and made on demand
+                    held[place] = file
+    clear_references(manager, session_id)
+
+
 # These settings are process-wide. Starlette would write uploads above 1 MB to a temporary file; ours stay in memory.
 MultiPartParser.spool_max_size = MAX_BODY + 1
+MediaFileManager.clear_session_refs = _clear_references_but_hold_pictures  # type: ignore[assignment, method-assign]
 with suppress(OSError, AttributeError):  # glibc only: by default, freed memory stays in up to 8 arenas per core
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 gc.freeze()  # imported modules are never freed, and scanning them would add 0.2 s to each collection

@@ -1,8 +1,9 @@
 """Many visitors at once on the running page: python -m benchmarks.load --visitors 1 4 16 32 --seconds 120
 
 Each visitor is a WebSocket session that speaks Streamlit's own protocol and uploads one picture after the other.
-Every answer, probability and heatmap is compared with what a visitor alone got for the same picture. Beside it,
-taking turns, a page of the usual kind (`load_usual.py`). Linux only; needs requirements-dev.txt.
+Every answer, probability and heatmap is compared with what a single visitor got for the same picture, and every
+picture shown is fetched. A page of the usual kind (`load_usual.py`) takes turns with ours. Linux only; needs
+requirements-dev.txt.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from http.cookies import SimpleCookie
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
+from urllib.error import HTTPError
 
 import numpy as np
 from PIL import Image
@@ -57,7 +59,8 @@ class Visitor:
     token: str = field(init=False, default="")
     session: str = field(init=False, default="")
     uploader: str = field(init=False, default="")
-    spinners: list[str] = field(init=False, default_factory=list)  # what each said while the visitor waited
+    spinners: list[str] = field(init=False, default_factory=list)  # texts shown while the visitor waited
+    missing: int = field(init=False, default=0)  # pictures that the server did not have when they were fetched
 
     async def __aenter__(self) -> Self:
         """Open the page."""
@@ -121,11 +124,24 @@ class Visitor:
                     errors.append(str(element))
 
     async def ask(self, name: str, picture: bytes) -> Shown:
-        """Upload a picture, read the answer, and take the picture away as browsers do when the next one follows."""
+        """Upload a picture, read the answer, fetch what it shows, and remove the upload as browsers do."""
         upload = await self.upload(name, picture)
         shown = await self.rerun(upload)
+        self.missing += await self.fetch(shown.pictures)
         await asyncio.to_thread(self.request, "DELETE", upload.file_urls.delete_url)
         return shown
+
+    async def fetch(self, pictures: tuple[str, ...]) -> int:
+        """Fetch pictures of the page as a browser does; returns how many the server does not have."""
+        missing = 0
+        for path in pictures:
+            try:
+                await asyncio.to_thread(self.request, "GET", path)
+            except HTTPError as error:
+                if error.code != 404:
+                    raise
+                missing += 1
+        return missing
 
     async def upload(self, name: str, picture: bytes) -> UploadedFileInfo:
         """Upload a picture, which changes nothing on the page yet."""
@@ -152,7 +168,8 @@ class Visitor:
         cookies = {"X-Xsrftoken": self.token, "Cookie": f"_streamlit_xsrf={self.token}"}
         address = self.address + "/" + path.lstrip("/")
         request = urllib.request.Request(address, body, cookies | (headers or {}), method=method)  # noqa: S310
-        urllib.request.urlopen(request).close()  # noqa: S310
+        with urllib.request.urlopen(request) as response:  # noqa: S310
+            response.read()
 
 
 def draw(seed: int) -> bytes:
@@ -174,6 +191,7 @@ class Tally:
     seconds: list[float] = field(default_factory=list)
     wrong: int = 0
     errors: int = 0
+    missing: int = 0  # pictures that the page showed and the server no longer had
     memory: list[tuple[float, int, float]] = field(default_factory=list)  # seconds since the start, answers, MB
 
     def growth(self) -> str:
@@ -212,6 +230,8 @@ async def visit(scene: Scene, end: float, seed: int, tally: Tally) -> None:
             shown = await visitor.ask(f"{seed}-{count}.jpg", scene.pictures[index])
             tally.errors += bool(shown.errors)
             tally.wrong += shown != scene.alone[index]
+            tally.missing += visitor.missing
+            visitor.missing = 0
             if time.monotonic() > end:  # the rate is that of answers in time
                 return
             tally.seconds.append(time.monotonic() - started)
@@ -244,14 +264,14 @@ def measure(counts: list[int], seconds: float, pages: list[str]) -> None:
             page: asyncio.run(meet(*stack.enter_context(running_server(PAGES[page])), pictures)) for page in pages
         }
         headings = (
-            "page, visitors, answers, wrong, errors, a second, median s, 95 % s, 99 % s, MB at the end, MB per 1000"
+            "page, visitors, answers, wrong, errors, missing, a second, median s, 95 % s, 99 % s, MB, MB per 1000"
         )
         print("|", headings.replace(", ", " | "), "|")
-        print("|" + "---|" * 11)
+        print("|" + "---|" * 12)
         for count, page in itertools.product(counts, pages):
             tally = asyncio.run(crowd(scenes[page], count, seconds))
             middle, slow, slowest = np.quantile(tally.seconds or [math.nan], (0.5, 0.95, 0.99))  # none was in time
-            cells: list[Any] = [page, count, len(tally.seconds), tally.wrong, tally.errors]
+            cells: list[Any] = [page, count, len(tally.seconds), tally.wrong, tally.errors, tally.missing]
             cells += [f"{len(tally.seconds) / seconds:.1f}", f"{middle:.2f}", f"{slow:.2f}", f"{slowest:.2f}"]
             print("|", " | ".join(map(str, [*cells, f"{tally.memory[-1][2]:.0f}", tally.growth()])), "|", flush=True)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from http.client import HTTPException
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pictures import ROOT, encode, noise
@@ -20,6 +21,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from streamlit.runtime import media_file_manager
+from streamlit.runtime.media_file_manager import MediaFileManager
+from streamlit.runtime.memory_media_file_storage import MemoryMediaFileStorage
 from websockets.exceptions import ConnectionClosed
 
 import sessions
@@ -105,6 +109,83 @@ def test_uploads_never_touch_the_disk() -> None:
         (shown,) = asyncio.run(classify_all(address, [padded(0)]))
     assert shown.verdict
     assert not shown.errors
+
+
+# Each run shows a new picture. A run that finds the file `wait` renames it to `waiting` and waits until it is gone.
+SLOW_PAGE = """
+import sys, time
+from pathlib import Path
+
+sys.path.insert(0, {root!r})
+import numpy as np
+import streamlit as st
+import sessions
+
+sessions.release_session_when_closed()
+if Path({wait!r}).exists():
+    Path({wait!r}).rename({waiting!r})
+    while Path({waiting!r}).exists():
+        time.sleep(0.02)
+st.image(np.random.default_rng().integers(0, 256, (40, 40, 3), np.uint8))
+"""
+
+
+def test_pictures_stay_while_their_session_runs_and_another_one_ends(tmp_path: Path) -> None:
+    """Streamlit deletes what no session refers to at the end of every run of every session."""
+    wait, waiting, page = tmp_path / "wait", tmp_path / "waiting", tmp_path / "page.py"
+    page.write_text(SLOW_PAGE.format(root=str(ROOT), wait=str(wait), waiting=str(waiting)))
+
+    async def interleave() -> list[int]:
+        async with Visitor(address) as slow:
+            shown = await slow.rerun(None)
+            wait.touch()
+            run = asyncio.create_task(slow.rerun(None))
+            while not waiting.exists():
+                await asyncio.sleep(0.02)
+            async with Visitor(address) as other:
+                await other.rerun(None)
+            missing_during_run = slow.missing + await slow.fetch(shown.pictures)
+            waiting.unlink()
+            later = await run
+            assert later.pictures != shown.pictures
+            return [len(shown.pictures), missing_during_run, await slow.fetch(later.pictures)]
+
+    with running_server(str(page)) as (address, _):
+        assert asyncio.run(interleave()) == [1, 0, 0]
+
+
+def test_pictures_are_held_until_replaced_or_their_session_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = MemoryMediaFileStorage("/media")
+    manager = MediaFileManager(storage)
+
+    def run(session_id: str, place: str, picture: bytes, *, download: bool = False) -> str:
+        """One run of a session's script that shows one picture, up to Streamlit's clean-up at its end."""
+        context = SimpleNamespace(session_id=session_id)
+        monkeypatch.setattr(sessions, "get_script_run_ctx", lambda **_: context)
+        monkeypatch.setattr(media_file_manager, "_get_session_id", lambda: session_id)
+        manager.clear_session_refs()
+        address = manager.add(picture, "image/png", place, is_for_static_download=download)
+        manager.remove_orphaned_files()
+        return address.rpartition("/")[2]
+
+    def is_there(file: str) -> bool:
+        return file.partition(".")[0] in storage._files_by_id
+
+    first = run("a", "here", b"1")
+    elsewhere = run("a", "there", b"2")  # a run that was stopped before it came to the first place
+    assert is_there(first)
+    second = run("a", "here", b"3")
+    run("a", "here", b"4")
+    assert not is_there(first)
+    assert is_there(second)
+    run("b", "here", b"5")
+    manager.clear_session_refs("a")  # it ends
+    download = run("b", "file", b"6", download=True)
+    assert not is_there(second)
+    assert not is_there(elsewhere)
+    for _ in range(3):  # Streamlit marks a download before it deletes it
+        run("b", "here", b"5")
+    assert not is_there(download)
 
 
 def test_a_closed_session_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
