@@ -91,6 +91,16 @@ def test_road_is_positive_for_a_true_map_and_negative_for_a_false_one(
     assert road(looks_there, chessboard, 1 - spot(0, 0), MEME) < -0.1
 
 
+def test_the_scores_of_a_picture_are_those_of_its_own_maps(looks_there: Classifier) -> None:
+    board = Image.fromarray(np.kron(np.indices((8, 8)).sum(0) % 2, np.full((8, 8), 255)).astype(np.uint8))
+    scores = faithfulness.score(looks_there, lambda _, __: spot(0, 0), Case(board.convert("RGB"), MEME))
+    assert scores["deletion, blur"] < 0.2
+    assert scores["ROAD"] > 0.1
+    assert scores["change, 1 pixel"] == scores["change, JPEG 90"] == 0
+    changing = faithfulness.score(looks_there, lambda inputs, _: inputs[0].abs().numpy(), Case(noise(60, 60), MEME))
+    assert 0 < changing["change, JPEG 90"] != changing["change, 1 pixel"] > 0
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_captions_are_where_they_are_said_to_be(seed: int) -> None:
     plain = Image.new("RGB", (300, 200), "#808080")
