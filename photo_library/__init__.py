@@ -1,1 +1,19 @@
-"""For people who keep their pictures in a photo library: tags in XMP sidecars, and folders that are watched."""
+"""For people who keep their pictures in a photo library: tags in XMP sidecars, and folders that are watched.
+
+Its modules need the packages in requirements-library.txt; this file needs none, so that the command line can be read.
+"""
+
+STYLES = ("extension", "lightroom")
+DEFAULT_TAG = "Meme Classifier"
+
+
+def parse_tag(text: str) -> tuple[str, ...]:
+    """The levels of a hierarchical tag like `Meme Classifier` or `Sorted|Memes`.
+
+    Raises:
+        ValueError: in a sentence, if it cannot be a keyword.
+    """
+    levels = tuple(level.strip() for level in text.replace("/", "|").split("|"))
+    if not all(levels) or not text.isprintable():
+        raise ValueError("each level of a tag needs a visible character, and no control characters")
+    return levels

@@ -9,10 +9,9 @@ from pathlib import Path
 from threading import Lock
 from uuid import uuid4
 
+from photo_library import DEFAULT_TAG, STYLES
 from photo_library.xmp import BadSidecar, Tag, merge_tag, remove_tag, tagged_picture
 
-STYLES = ("extension", "lightroom")
-DEFAULT_ROOT = "Meme Classifier"
 MAX_MEGABYTES = 50  # darktable's history of a picture with many masks has a few
 ATTEMPTS = 3  # to write a sidecar that other programs are writing, too
 
@@ -28,7 +27,7 @@ class Sidecars:
         lock: held while a sidecar is written: in Lightroom's style, two pictures may have the same one.
     """
 
-    root: tuple[str, ...] = (DEFAULT_ROOT,)
+    root: tuple[str, ...] = (DEFAULT_TAG,)
     style: str = STYLES[0]
     only: str | None = None
     lock: Lock = field(default_factory=Lock, repr=False, compare=False)
@@ -62,17 +61,13 @@ class Sidecars:
         with self.lock:
             update_file(sidecar, merged)
 
-
-def parse_root(text: str) -> tuple[str, ...]:
-    """The levels of a tag like `Meme Classifier` or `Sorting|Memes`.
-
-    Raises:
-        ValueError: in a sentence, if it cannot be a keyword.
-    """
-    levels = tuple(level.strip() for level in text.replace("/", "|").split("|"))
-    if not all(levels) or not text.isprintable():
-        raise ValueError("a tag has at least one visible character in each level, and no control characters")
-    return levels
+    def try_write(self, picture: Path, verdict: str, meme_probability: float, checkpoint: str) -> str | None:
+        """Like `write`, but return the error as one sentence."""
+        try:
+            self.write(picture, verdict, meme_probability, checkpoint)
+        except (BadSidecar, OSError) as error:
+            return sidecar_failure(sidecar_path(picture, self.style), error)
+        return None
 
 
 def sidecar_path(picture: Path, style: str) -> Path:

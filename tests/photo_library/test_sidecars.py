@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from photo_library import sidecars
-from photo_library.sidecars import MAX_MEGABYTES, Sidecars, parse_root, remove_tags, update_file
+from photo_library import parse_tag, sidecars
+from photo_library.sidecars import MAX_MEGABYTES, Sidecars, remove_tags, update_file
 from photo_library.xmp import FIELDS, BadSidecar, XmpDocument
 
 SHA256 = "0123456789abcdef" * 4
@@ -199,11 +199,11 @@ def test_threads_that_share_a_sidecar_write_one_after_the_other(tmp_path: Path) 
         ("梗图", ("梗图",)),
     ],
 )
-def test_a_root_may_have_levels(text: str, levels: tuple[str, ...]) -> None:
-    assert parse_root(text) == levels
+def test_a_tag_may_have_levels(text: str, levels: tuple[str, ...]) -> None:
+    assert parse_tag(text) == levels
 
 
 @pytest.mark.parametrize("text", ["", " ", "|a", "a||b", "a/", "a\nb", "a\0b", "caf\udce9"])
-def test_a_root_that_is_no_keyword_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="at least one visible character"):
-        parse_root(text)
+def test_a_tag_that_is_no_keyword_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="needs a visible character"):
+        parse_tag(text)
