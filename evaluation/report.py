@@ -29,6 +29,12 @@ FIGURES = {
 }
 IN_BRIEF = ("accuracy", "precision", "recall", "text_negatives", "share_answered")
 NOT_IN_PERCENT = ("auroc", "average_precision", "ece", "brier")
+SOURCE_FIGURES = {
+    "accuracy": "accuracy, both classes weighing alike",
+    "recall": "memes found",
+    "specificity": "others called not a meme",
+    "auroc": "AUROC of a source of memes against a source of others",
+}
 STRICTNESS = {
     "nearly_all": "find nearly all memes",
     "balanced": "balanced (the label)",
@@ -48,19 +54,31 @@ def percent(value: float) -> str:
 
 
 def with_interval(row: Row, key: str = "value") -> str:
-    """A share with its 95 % interval."""
-    return f"{percent(row[key])} ({percent(row['low'])} to {percent(row['high'])})"
+    """A share with its 95 % interval, or a dash if no picture defines it."""
+    return "–" if row[key] is None else f"{percent(row[key])} ({percent(row['low'])} to {percent(row['high'])})"
+
+
+def decimal_with_interval(row: Row) -> str:
+    """A figure that is no share, with its 95 % interval."""
+    return "–" if row["value"] is None else f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
 def figure_table(metrics: Row, keys: tuple[str, ...]) -> str:
     """Single figures of the test set."""
     lines = ["| figure | value (95 % interval) |", "|---|---|"]
     for key in keys:
-        row, name = metrics[key], FIGURES[key].format(**metrics)
-        if key in NOT_IN_PERCENT:
-            lines.append(f"| {name} | {row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f}) |")
-        else:
-            lines.append(f"| {name} | {with_interval(row)} |")
+        write = decimal_with_interval if key in NOT_IN_PERCENT else with_interval
+        lines.append(f"| {FIGURES[key].format(**metrics)} | {write(metrics[key])} |")
+    return "\n".join(lines)
+
+
+def source_table(means: Row) -> str:
+    """Means over sources, each weighing alike."""
+    title = f"mean over {means['sources']['meme']} sources of memes and {means['sources']['not_meme']} of others"
+    lines = [f"| {title} | value (95 % interval) |", "|---|---|"]
+    for key, name in SOURCE_FIGURES.items():
+        write = decimal_with_interval if key in NOT_IN_PERCENT else with_interval
+        lines.append(f"| {name} | {write(means[key])} |")
     return "\n".join(lines)
 
 
@@ -200,7 +218,8 @@ def tables() -> dict[str, str]:
         "checkpoint": checkpoint_table(classifier),
         "test set": f"{metrics['n']['meme']:,} memes and {metrics['n']['not_meme']:,} other pictures.",
         "figures": figure_table(metrics, tuple(FIGURES)),
-        "strictness": strictness_table(metrics.get("strictness", {})),
+        "means over sources": source_table(metrics["by_source"]) if "by_source" in metrics else "",
+        "strictness": strictness_table(metrics["strictness"]) if "strictness" in metrics else "",
         "failures": failure_table(metrics, kinds, sources),
         "kinds": share_table("not memes", kinds),
         "sources": share_table("source of memes", sources),

@@ -38,6 +38,22 @@ def test_old_figures_are_replaced_between_their_comments_only() -> None:
 
 def test_shares_are_written_in_percent() -> None:
     assert report.with_interval({"value": 0.907, "low": 0.898, "high": 0.9157}) == "90.7 % (89.8 % to 91.6 %)"
+    assert report.with_interval({"value": None, "low": None, "high": None}) == "–"
+
+
+def test_means_over_sources_say_how_many_sources() -> None:
+    value = {"value": 0.9, "low": 0.85, "high": 0.95}
+    means = {"sources": {"meme": 11, "not_meme": 45}} | dict.fromkeys(report.SOURCE_FIGURES, value)
+    table = report.source_table(means)
+    assert "11 sources of memes and 45 of others" in table
+    assert "| memes found | 90.0 % (85.0 % to 95.0 %) |" in table
+    assert table.endswith("| 0.900 (0.850 to 0.950) |")
+
+
+def test_strictness_settings_have_their_threshold() -> None:
+    value = {"value": 0.9, "low": 0.85, "high": 0.95}
+    rows = {key: {"threshold": 0.42, "recall": value, "precision": value} for key in report.STRICTNESS}
+    assert report.strictness_table(rows).count("| 42.0 % | 90.0 % (85.0 % to 95.0 %) | 90.0 %") == 3
 
 
 def test_the_weakest_groups_are_the_largest_shares_of_errors() -> None:
