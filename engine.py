@@ -59,6 +59,22 @@ def _cpu_quotas() -> Iterator[float]:
                 yield quota / period
 
 
+def memory_limit() -> float:
+    """The bytes of memory that this process may use: the machine's, or the limit of its container if that is lower.
+
+    Returns:
+        Bytes; infinite on systems that tell neither.
+    """
+    limits = [math.inf]
+    with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for group in _control_groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # version 2 and 1
+            with suppress(OSError, ValueError):  # no such file, or "max"
+                limits.append(int((group / name).read_text()))
+    return min(limits)
+
+
 def _control_groups(controller: str) -> Iterator[Path]:
     """The folders of the control groups that this process is in, from the outermost one visible to its own.
 

@@ -18,21 +18,27 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
-from engine import usable_cores
 from gallery import MAX_PICTURES, MAX_TOTAL_MEGABYTES, OVERLAY_SIDE
 from gradcam import explain, overlay_png
 from images import BadImage, open_picture
 from model import CLASSES, NOT_SURE, BadCheckpoint, Classifier
-from sessions import MAX_BODY, RETRY_AFTER, UploadLimitMiddleware, core_semaphore
+from sessions import MAX_BODY, RETRY_AFTER, UploadLimitMiddleware, core_semaphore, pictures_at_once
 
-MAX_WAITING = 16  # requests beyond one per core; further ones get status 429
+MAX_WAITING = 16  # requests beyond those that are being answered; further ones get status 429
 TOO_MANY_REQUESTS = "Too many requests are waiting. Try again in a few seconds."
 MAX_OVERLAYS = 10  # in one response; all are in memory at once, each up to 2.6 MB as base64
 LOAD_LOCK = Lock()
+BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def base_path() -> str:
+    """The setting `server.baseUrlPath` as the beginning of a path: /memes, or empty."""
+    return f"/{st.get_option('server.baseUrlPath').strip('/')}".rstrip("/")
 
 
 def load_classifier() -> Classifier:
@@ -49,14 +55,14 @@ def _load_classifier() -> Classifier:
 
 @cache
 def worker_threads() -> anyio.CapacityLimiter:
-    """One worker thread per core."""
-    return anyio.CapacityLimiter(usable_cores())
+    """One worker thread for each picture that may be open."""
+    return anyio.CapacityLimiter(pictures_at_once())
 
 
 @cache
 def request_slots() -> anyio.CapacityLimiter:
     """One slot for each request that is being answered or waits."""
-    return anyio.CapacityLimiter(usable_cores() + MAX_WAITING)
+    return anyio.CapacityLimiter(pictures_at_once() + MAX_WAITING)
 
 
 async def read_uploads(request: Request) -> list[tuple[str, bytes]]:
@@ -127,15 +133,15 @@ async def classify_pictures(uploads: list[tuple[str, bytes]], *, with_overlays: 
 async def classify(request: Request) -> Response:
     """POST /api/classify."""
     try:
-        wanted = request.query_params.get("overlays", "false")
-        if wanted not in ("true", "false"):
+        with_overlays = BOOLEANS.get(request.query_params.get("overlays", "false").lower())
+        if with_overlays is None:
             raise HTTPException(422, "overlays must be true or false.")
         if request_slots().available_tokens < 1:
             raise HTTPException(429, TOO_MANY_REQUESTS)
         uploads = await read_uploads(request)
-        if wanted == "true" and len(uploads) > MAX_OVERLAYS:
+        if with_overlays and len(uploads) > MAX_OVERLAYS:
             raise HTTPException(422, f"The limit for one request with overlays is {MAX_OVERLAYS} pictures.")
-        rows = await classify_pictures(uploads, with_overlays=wanted == "true")
+        rows = await classify_pictures(uploads, with_overlays=with_overlays)
         if len(rows) == 1 and "error" in rows[0]:
             raise HTTPException(422, rows[0]["error"])
         return JSONResponse({"checkpoint": load_classifier().sha256, "pictures": rows})
@@ -201,6 +207,7 @@ def openapi(_request: Request) -> Response:
         {
             "openapi": "3.1.0",
             "info": {"title": "Meme Classifier", "version": "1"},
+            "servers": [{"url": base_path() or "/"}],
             "paths": {
                 "/api/classify": {
                     "post": {
@@ -211,7 +218,7 @@ def openapi(_request: Request) -> Response:
                                 "name": "overlays",
                                 "in": "query",
                                 "description": about_overlays,
-                                "schema": {"type": "boolean", "default": False},
+                                "schema": {"anyOf": [{"type": "boolean"}, {"enum": list(BOOLEANS)}], "default": False},
                             }
                         ],
                         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}},
@@ -225,14 +232,19 @@ def openapi(_request: Request) -> Response:
 
 def refuse(request: Request) -> Response:
     """Answer every other request below /api, which would otherwise get the page."""
-    if endpoint := ENDPOINTS.get(f"/api/{request.path_params['rest']}"):
+    if endpoint := ENDPOINTS.get(request.path_params["rest"]):
         _, allowed = endpoint
         return JSONResponse({"error": f"This address accepts {allowed} only."}, 405, {"Allow": allowed})
-    return JSONResponse({"error": "There is no such address; /api/openapi.json lists those that exist."}, 404)
+    sentence = f"There is no such address; {base_path()}/api/openapi.json lists those that exist."
+    return JSONResponse({"error": sentence}, 404)
 
 
-ENDPOINTS = {"/api/classify": (classify, "POST"), "/api/openapi.json": (openapi, "GET")}
+ENDPOINTS = {"classify": (classify, "POST"), "openapi.json": (openapi, "GET")}
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
-routes = [Route(path, endpoint, methods=[method]) for path, (endpoint, method) in ENDPOINTS.items()]
-routes.append(Route("/api/{rest:path}", refuse, methods=METHODS))
+# Scripts on pages of other origins can read the answers only if this setting names their origin.
+origins = st.get_option("server.corsAllowedOrigins")
+cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], expose_headers=["Retry-After"])
+api = [Route(f"/{path}", endpoint, methods=[method]) for path, (endpoint, method) in ENDPOINTS.items()]
+api.append(Route("/{rest:path}", refuse, methods=METHODS))
+routes = [Mount(f"{base_path()}/api", routes=api, middleware=[cors] if origins else [])]
 app = st.App("app.py", routes=routes, middleware=[Middleware(UploadLimitMiddleware)])

@@ -21,13 +21,17 @@ from streamlit.runtime.media_file_storage import MediaFileKind
 from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from engine import usable_cores
+from engine import memory_limit, usable_cores
 from gallery import MAX_TOTAL_MEGABYTES
 
 MAX_BODY = MAX_TOTAL_MEGABYTES * 1_000_000  # bytes of one request to the HTTP API
 MAX_SESSION_BYTES = 2 * MAX_BODY  # more than the page classifies, so that after too many uploads the first are answered
-MAX_HELD_BYTES = 1_000_000_000  # of all sessions and requests; the page holds each upload twice
-UPLOAD_PATH = "/_stcore/upload_file/"  # followed by session id and file id
+MAX_HELD_BYTES = min(
+    1_000_000_000, memory_limit() / 8
+)  # of all sessions and requests; the page holds each upload twice
+NETWORK_BYTES = 1_000_000_000  # of the process with the network loaded
+PICTURE_BYTES = 600_000_000  # at most while a picture is opened and classified: a WebP of 36 megapixels
+UPLOAD_PATH = "/_stcore/upload_file/"  # after server.baseUrlPath; followed by session id and file id
 RETRY_AFTER = "5"  # seconds
 DOWNLOAD_GRACE_SECONDS = 10  # time for the browser to fetch a download that was just created
 M_ARENA_MAX = -8  # glibc's malloc.h
@@ -106,9 +110,16 @@ class FairSemaphore:
 
 
 @cache
+def pictures_at_once() -> int:
+    """How many pictures may be open at the same time: one per core, or fewer if memory is short."""
+    free = memory_limit() - NETWORK_BYTES - 2 * MAX_HELD_BYTES
+    return int(max(1, min(usable_cores(), free // PICTURE_BYTES)))
+
+
+@cache
 def core_semaphore() -> FairSemaphore:
-    """The semaphore that page and HTTP API share: one open picture per core, because one can take 500 MB."""
-    return FairSemaphore(usable_cores())
+    """The semaphore that page and HTTP API share, with a place for each of `pictures_at_once`."""
+    return FairSemaphore(pictures_at_once())
 
 
 def release_session_when_closed() -> None:
@@ -165,8 +176,7 @@ class UploadLimitMiddleware:
             return
         length = Request(scope).headers.get("content-length", "")
         size = min(int(length), MAX_BODY) if length.isdecimal() else MAX_BODY
-        path = scope["path"]
-        session_id = path.removeprefix(UPLOAD_PATH).partition("/")[0] if path.startswith(UPLOAD_PATH) else ""
+        session_id = scope["path"].partition(UPLOAD_PATH)[2].partition("/")[0]
         held = held_bytes_by_session()
         if session_id and held[session_id] + self.arriving[session_id] + size > MAX_SESSION_BYTES:
             sentence = f"The limit for one session is {MAX_SESSION_BYTES // 1_000_000} MB."

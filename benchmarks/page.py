@@ -31,25 +31,28 @@ TIMEOUT = 60_000  # ms
 
 
 @contextmanager
-def running_server(script: str = "app.py", prepare: Callable[[], None] | None = None) -> Iterator[tuple[str, int]]:
+def running_server(
+    script: str = "app.py", prepare: Callable[[], None] | None = None, base_path: str = ""
+) -> Iterator[tuple[str, int]]:
     """A script's server on a free port of this machine: its address and its process.
 
     Args:
         script: what Streamlit runs.
         prepare: called in the server's process before it starts.
+        base_path: the path below which the server answers, like /memes.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", script, "--server.headless=true"]
     server = subprocess.Popen(  # noqa: S603
-        [*command, "--server.address=127.0.0.1", f"--server.port={port}"],
+        [*command, "--server.address=127.0.0.1", f"--server.port={port}", f"--server.baseUrlPath={base_path}"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},  # for scripts in folders below
         stdout=sys.stderr,
         preexec_fn=prepare,  # noqa: PLW1509
     )
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{port}{base_path}"
     try:
         while True:
             try:

@@ -318,7 +318,7 @@ class Impatient(Event):
 
 @pytest.fixture
 def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("sessions.usable_cores", lambda: 1)
+    monkeypatch.setattr("sessions.pictures_at_once", lambda: 1)
     monkeypatch.setattr(sessions, "Event", Impatient)
     sessions.core_semaphore.cache_clear()
     yield

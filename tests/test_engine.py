@@ -160,3 +160,37 @@ def test_cores_follow_the_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert engine.usable_cores() == 32
     monkeypatch.setattr(os, "cpu_count", lambda: None)  # unknown
     assert engine.usable_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8_192_000),  # 1000 pages of 8 KiB: the machine's
+        (VERSION_2 | {"proc/cgroup": "0::/\n", "sys/memory.max": "max\n"}, 8_192_000),
+        (VERSION_2 | {"proc/cgroup": "0::/\n", "sys/memory.max": "4096000\n"}, 4_096_000),
+        (VERSION_2 | {"proc/cgroup": "0::/\n", "sys/memory.max": "9999999999\n"}, 8_192_000),
+        (
+            VERSION_2
+            | {"proc/cgroup": "0::/pod/app\n", "sys/pod/memory.max": "4096\n", "sys/pod/app/memory.max": "max\n"},
+            4096,
+        ),
+        (
+            VERSION_1
+            | {
+                "proc/cgroup": "9:memory:/pod\n4:cpu,cpuacct:/other\n0::/\n",
+                "sys/memory/memory.limit_in_bytes": "9223372036854771712\n",  # no limit
+                "sys/memory/pod/memory.limit_in_bytes": "5000\n",
+            },
+            5000,
+        ),
+    ],
+)
+def test_memory_follows_the_limit_of_the_control_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    pretend(monkeypatch, tmp_path, 32, files)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 8192, "SC_PHYS_PAGES": 1000}.__getitem__)
+    assert engine.memory_limit() == expected
+    if not files:
+        monkeypatch.delattr(os, "sysconf")  # Windows
+        assert engine.memory_limit() == float("inf")

@@ -20,10 +20,11 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 import serve
-from engine import usable_cores
+from benchmarks.page import running_server
 from gradcam import explain, overlay
 from images import open_picture
 from model import BadCheckpoint, Classifier
+from sessions import pictures_at_once
 
 MEME = (ROOT / "examples" / "cat_meme.jpg").read_bytes()
 
@@ -126,7 +127,7 @@ def test_requests_beyond_the_limit_get_429(monkeypatch: pytest.MonkeyPatch) -> N
         return {"name": name}
 
     monkeypatch.setattr(serve, "classify_picture", slowly)
-    room = usable_cores() + serve.MAX_WAITING
+    room = pictures_at_once() + serve.MAX_WAITING
 
     async def ask_at_once(count: int) -> list[Response]:
         transport = ASGITransport(Starlette(routes=list(serve.routes)))
@@ -181,6 +182,60 @@ def test_one_process_serves_the_page_and_the_api(address: str) -> None:
         (row,) = browser.post("/api/classify", files=pictures(("cat.jpg", MEME))).json()["pictures"]
         assert row["label"] == "meme"
         assert browser.get("/api/openapi.json").json()["info"]["title"] == "Meme Classifier"
+
+
+@pytest.mark.parametrize("said", ["true", "1", "True", "TRUE", "yes", "on", "false", "0", "False", "no", "off"])
+def test_overlays_takes_the_usual_words(client: TestClient, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    def classify_picture(name: str, _data: bytes, *, with_overlay: bool) -> dict[str, Any]:
+        return {"name": name, "with_overlay": with_overlay}
+
+    monkeypatch.setattr(serve, "classify_picture", classify_picture)
+    response = client.post(f"/api/classify?overlays={said}", files=pictures(("cat.jpg", MEME)))
+    (row,) = response.json()["pictures"]
+    assert row["with_overlay"] == (said.lower() in ("true", "1", "yes", "on"))
+
+
+@pytest.mark.parametrize("said", ["", "maybe", "2", "truefalse", "-1"])
+def test_overlays_takes_no_other_words(client: TestClient, said: str) -> None:
+    response = client.post(f"/api/classify?overlays={said}", files=pictures(("cat.jpg", MEME)))
+    assert (response.status_code, response.json()) == (422, {"error": "overlays must be true or false."})
+
+
+PREFLIGHT = {"Access-Control-Request-Method": "POST"}
+
+
+def test_other_origins_cannot_read_answers_by_default(client: TestClient) -> None:
+    for response in (
+        client.get("/api/openapi.json", headers={"Origin": "https://a.example"}),
+        client.options("/api/classify", headers=PREFLIGHT | {"Origin": "https://a.example"}),
+    ):
+        assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+def test_base_path_and_origins_of_streamlit_hold_for_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    base_path = "/in/memes"
+    monkeypatch.setenv("STREAMLIT_SERVER_CORS_ALLOWED_ORIGINS", "https://a.example https://b.example")
+    with running_server("serve.py", base_path=base_path) as (address, _), Client(timeout=60) as browser:
+        description = browser.get(f"{address}/api/openapi.json").json()
+        assert description["servers"] == [{"url": base_path}]
+        assert browser.post(f"{address}/api/classify").status_code == 415
+        assert browser.get(f"{address}/api/nothing").json()["error"].count(f"{base_path}/api/openapi.json") == 1
+        outside = address.removesuffix(base_path)
+        assert browser.post(f"{outside}/api/classify").status_code in (404, 405)
+        for origin, allowed in (("https://b.example", "https://b.example"), ("https://c.example", None)):
+            preflight = browser.options(f"{address}/api/classify", headers=PREFLIGHT | {"Origin": origin})
+            answer = browser.post(f"{address}/api/classify", headers={"Origin": origin})
+            for response in (preflight, answer):
+                assert response.headers.get("access-control-allow-origin") == allowed
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [("", ""), ("/", ""), ("memes", "/memes"), ("/memes", "/memes"), ("memes/", "/memes"), ("/a/b/", "/a/b")],
+)
+def test_the_base_path_may_have_slashes_or_not(option: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamlit.get_option", {"server.baseUrlPath": option}.__getitem__)
+    assert serve.base_path() == expected
 
 
 def test_the_openapi_description_lists_what_exists(client: TestClient) -> None:

@@ -1,6 +1,7 @@
 """Memory and files of sessions: real sessions with the real server."""
 
 import asyncio
+import math
 import os
 import platform
 import resource
@@ -95,6 +96,26 @@ def test_threads_share_two_arenas() -> None:
         [sys.executable, "-c", ALLOCATE_AND_LIST_ARENAS], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert listed.stdout.count("<heap nr=") == 2  # without `sessions`, one for each thread
+
+
+@pytest.mark.parametrize(
+    ("cores", "gigabytes", "expected"),
+    [(2, 64, 2), (32, 64, 32), (32, 8, 8), (32, 4, 3), (32, 3, 2), (32, 1, 1), (2, 4, 2), (1, math.inf, 1)],
+)
+def test_fewer_pictures_are_open_where_memory_is_short(
+    cores: int, gigabytes: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the cores, network, uploads and open pictures fit, but for a memory in which one hardly would."""
+    memory = gigabytes * 1e9
+    monkeypatch.setattr(sessions, "usable_cores", lambda: cores)
+    monkeypatch.setattr(sessions, "memory_limit", lambda: memory)
+    monkeypatch.setattr(sessions, "MAX_HELD_BYTES", min(1e9, memory / 8))
+    sessions.pictures_at_once.cache_clear()
+    count = sessions.pictures_at_once()
+    sessions.pictures_at_once.cache_clear()
+    assert count == expected
+    if gigabytes >= 3:
+        assert sessions.NETWORK_BYTES + 2 * sessions.MAX_HELD_BYTES + count * sessions.PICTURE_BYTES <= memory
 
 
 def forbid_file_writes() -> None:
@@ -239,15 +260,15 @@ def test_a_session_cannot_upload_without_end() -> None:
         asyncio.run(send())
 
 
-def test_the_limit_of_a_session_affects_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("base_path", ["", "/memes", "/in/a/folder"])
+def test_the_limit_of_a_session_affects_no_other(base_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads = base_path + sessions.UPLOAD_PATH
     monkeypatch.setattr(sessions, "held_bytes_by_session", lambda: Counter({"greedy": 195_000_000}))
     client = TestClient(sessions.UploadLimitMiddleware(Response()))
-    statuses = [
-        client.put(f"{sessions.UPLOAD_PATH}{who}/1", content=bytes(9_000_000)).status_code for who in ("greedy", "b")
-    ]
+    statuses = [client.put(f"{uploads}{who}/1", content=bytes(9_000_000)).status_code for who in ("greedy", "b")]
     assert statuses == [413, 200]
-    assert client.put(f"{sessions.UPLOAD_PATH}greedy/2", content=bytes(1_000)).status_code == 200
-    assert client.get(f"{sessions.UPLOAD_PATH}greedy/2").status_code == 200
+    assert client.put(f"{uploads}greedy/2", content=bytes(1_000)).status_code == 200
+    assert client.get(f"{uploads}greedy/2").status_code == 200
 
 
 @pytest.mark.parametrize("length", ["90000000", None])
