@@ -99,3 +99,9 @@ def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:
     assert "verdict='meme'" in ran.stdout
     with Image.open(tmp_path / "heatmap.png") as heatmap, Image.open(ROOT / "examples" / "cat_meme.jpg") as picture:
         assert heatmap.size == picture.size
+
+
+def test_its_picture_fits_on_a_screen() -> None:
+    (name,) = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    with Image.open(ROOT / name) as picture:
+        assert picture.height <= 640
