@@ -10,6 +10,8 @@ import pytest
 from pictures import ROOT
 from PIL import Image
 
+import images
+
 DOCUMENTS = sorted(path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Modules that read a command line.
@@ -105,3 +107,14 @@ def test_its_picture_fits_on_a_screen() -> None:
     (name,) = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
     with Image.open(ROOT / name) as picture:
         assert picture.height <= 640
+
+
+def test_messages_under_troubleshooting_are_the_programs_own() -> None:
+    table = README.partition("## Troubleshooting")[2].partition("##")[0]
+    messages = [
+        row.split("|")[1] for row in table.splitlines() if row.startswith("| ") and "`" not in row.split("|")[1]
+    ]
+    fragments = [part.strip() for message in messages[1:] for part in re.split("…| / ", message) if part.strip()]
+    said = images.MEGAPIXELS + "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))
+    assert len(fragments) >= 5
+    assert [fragment for fragment in fragments if fragment not in said] == []
