@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import fsspec
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from engine import load_fastest
+from engine import AUTO, INT8, BadEngine, answer_in_parts, load_fastest, quantized_path
 from images import MAX_MEGABYTES, SUFFIXES, BadImage, open_picture, to_square
 from model import Classifier
 from tables import SCHEMA, BadTable, Row, arrow_table, csv_arrow_table, row_of
@@ -93,25 +93,49 @@ def see(item: dict[str, Any], side: int) -> dict[str, Any]:
 
 
 class ClassifierActor:
-    """A process that has loaded the network once and answers batch after batch."""
+    """A process that has loaded the network once and answers batch after batch.
 
-    def __init__(self, checkpoint: bytes, as_table: Callable[[list[Row]], pa.Table]) -> None:
+    Args:
+        checkpoint: its file name, and the content of it and of its 8-bit network's files by their names.
+        as_table: turns rows into a table.
+        precision: for `engine.load_fastest`.
+        device: likewise.
+    """
+
+    def __init__(
+        self,
+        checkpoint: tuple[str, dict[str, bytes]],
+        as_table: Callable[[list[Row]], pa.Table],
+        precision: str,
+        device: str,
+    ) -> None:
         torch.set_num_threads(1)  # Ray gives it one core
         self.as_table = as_table
-        with NamedTemporaryFile(suffix=".pth") as file:
-            file.write(checkpoint)
-            file.flush()
-            self.classifier = load_fastest(Path(file.name))
+        name, files = checkpoint
+        with TemporaryDirectory() as folder:
+            for file, content in files.items():
+                Path(folder, file).write_bytes(content)
+            self.classifier = load_fastest(Path(folder, name), precision, device)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> pa.Table:
         """Turn what `see` gives into rows of a table."""
-        predictions = self.classifier.answer(self.classifier.preprocessing.normalise(list(batch["square"])))
+        inputs = self.classifier.preprocessing.normalise(list(batch["square"]))
+        predictions = answer_in_parts(self.classifier.answer, inputs)
         answers = zip(batch["path"], batch["error"], predictions, strict=True)
         sha256 = self.classifier.sha256
         return self.as_table([row_of(os.fsdecode(p), BadImage(e) if e else said, sha256) for p, e, said in answers])
 
 
-def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, kind: str) -> tuple[int, int]:
+def checkpoint_files(checkpoint: Path) -> dict[str, bytes]:
+    """The content of a checkpoint and of its 8-bit network, if there is one, by file name."""
+    quantized = quantized_path(checkpoint)
+    files = (checkpoint, quantized, quantized.with_suffix(".bin"))
+    return {file.name: file.read_bytes() for file in files if file == checkpoint or file.exists()}
+
+
+def classify_on_cluster(
+    paths: Collection[str], checkpoint: Path, target: str, kind: str, *, precision: str = AUTO, device: str = AUTO
+) -> tuple[int, int]:
     """Classify on the cluster that the variable RAY_ADDRESS names, else on this machine's cores.
 
     Args:
@@ -119,6 +143,8 @@ def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, k
         checkpoint: a local path.
         target: path or address of the folder for the table's files.
         kind: csv, json or parquet.
+        precision: for `engine.load_fastest`.
+        device: likewise. With `auto`, actors use GPUs if the cluster has any.
 
     Returns:
         How many pictures were classified, and how many files failed.
@@ -127,6 +153,7 @@ def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, k
         BadTable: if there is something at the target.
         BadAddress: if the target or the cluster cannot be reached.
         BadCheckpoint: if the checkpoint cannot be used.
+        BadEngine: if the cluster lacks the device, or the precision is impossible on it.
     """
     files, place = filesystem_of(target)
     with named(target):
@@ -136,19 +163,30 @@ def classify_on_cluster(paths: Collection[str], checkpoint: Path, target: str, k
     if not paths:
         return 0, 0
     side = Classifier.load(checkpoint).preprocessing.input_size
+    if precision == INT8 and not quantized_path(checkpoint).exists():
+        raise BadEngine(f"There is no {quantized_path(checkpoint).name}. Make it with `python -m training.quantize`.")
     items = [{"path": os.fsencode(p), "place": os.fsencode(p if is_address(p) else Path(p).absolute())} for p in paths]
     with named(f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}"):
         ray.init(runtime_env={"py_modules": [str(HERE / f"{name}.py") for name in MODULES]}, log_to_driver=False)
     try:
-        cores = int(ray.cluster_resources().get("CPU", 1))
+        cores, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
+        if device not in (AUTO, "cpu") and not gpus:
+            raise BadEngine(f"The cluster has no {device} device; use --device cpu or auto.")
+        gpus = 0 if device == "cpu" else gpus
         listed = ray.data.from_items(items, override_num_blocks=math.ceil(len(items) / BLOCK) or 1)
         rows = listed.map(partial(see, side=side)).map_batches(
             ClassifierActor,
             batch_size=BATCH,
             # Opening a picture takes a core about as long as answering it.
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cores // 2)),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=gpus or max(1, cores // 2)),
             num_cpus=1,
-            fn_constructor_args=(checkpoint.read_bytes(), csv_arrow_table if kind == "csv" else arrow_table),
+            num_gpus=1 if gpus else 0,
+            fn_constructor_args=(
+                (checkpoint.name, checkpoint_files(checkpoint)),
+                csv_arrow_table if kind == "csv" else arrow_table,
+                precision,
+                device if gpus else "cpu",
+            ),
         )
         writers = {"csv": rows.write_csv, "json": rows.write_json, "parquet": rows.write_parquet}
         writers[kind](place, filesystem=PyFileSystem(FSSpecHandler(files)))

@@ -1,38 +1,62 @@
-"""Where the network runs: on how many cores, and with OpenVINO if it is installed (requirements-fast.txt)."""
+"""Where the network runs: on how many cores, on which device, and with OpenVINO if it is installed."""
 
 import dataclasses
+import hashlib
+import json
 import math
 import os
+import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from model import Classifier
+from model import DEFAULT_CHECKPOINT, ROUNDING, Classifier, fastest_dtype
 
 TORCH, OPENVINO = "PyTorch", "OpenVINO"
+AUTO, INT8, BF16, FP32 = "auto", "int8", "bf16", "fp32"
+PRECISIONS = (AUTO, INT8, BF16, FP32)
+DTYPES = {BF16: torch.bfloat16, FP32: torch.float32}
+DEVICES = (AUTO, "cpu", "cuda", "mps", "xpu")
 PROC = Path("/proc/self")  # proc(5); only Linux has it
+CPU_BATCH = 16
+LARGEST_BATCH = 64  # one thread decodes a whole batch, so larger ones only delay the first answer
+BYTES_PER_PICTURE = 64 * 2**20  # of device memory; a generous bound for DenseNet121 at 224 pixels in float32
+
+Answer = TypeVar("Answer")
+
+
+class BadEngine(ValueError):
+    """A device or precision that cannot be used here. The text says why in one sentence."""
+
+
+class BadConversion(ValueError):
+    """A converted network that cannot be used. The text says why in one sentence."""
 
 
 class OpenVINONetwork(nn.Module):
-    """A compiled network, which gives what the network gives, without gradients. Threads may share it."""
+    """A network compiled by OpenVINO: the same outputs, no gradients. Threads may share it."""
 
-    def __init__(self, network: Any, source: nn.Module) -> None:
+    def __init__(self, compiled: Any, source: nn.Module, precision: str) -> None:
         super().__init__()
-        self.network = network
-        self.source = source  # whose weights tell it from others: train.py looks at them before it goes on
-        self.request = threading.local()  # writes every answer to the same memory, so each thread has its own
+        self.compiled = compiled
+        self.source = source  # its weights identify the network: training compares them before it resumes
+        self.precision = precision
+        self.request = threading.local()  # a request overwrites its last output, so each thread has its own
 
     def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """(N, 3, S, S) -> its output, or its outputs, on the CPU."""
+        """(N, 3, S, S) -> the network's output or outputs, on the CPU."""
         if not hasattr(self.request, "own"):
-            self.request.own = self.network.create_infer_request()
+            self.request.own = self.compiled.create_infer_request()
         outputs = self.request.own.infer(inputs.numpy())
         first, *others = (torch.from_numpy(output.copy()) for output in outputs.values())
         return (first, *others) if others else first
@@ -106,32 +130,301 @@ def best_engine() -> str:
     return OPENVINO if find_spec("openvino") else TORCH
 
 
-def compile_network(network: nn.Module, input_size: int, at_once: int = 1) -> nn.Module:
-    """Compile a network in full precision for inputs of one size; in bfloat16 where the processor has it.
+def find_device(name: str = AUTO) -> torch.device:
+    """The device of that name; for `auto` an accelerator if there is one, else the CPU.
+
+    Raises:
+        BadEngine: if this computer has no such device, or this PyTorch cannot use it.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = found.type if found and found.type in DEVICES else None
+    if name == AUTO:
+        return torch.device(accelerator or "cpu")
+    if name not in DEVICES:
+        raise BadEngine(f"The device {name} is unknown; it must be one of {', '.join(DEVICES)}.")
+    if name not in ("cpu", accelerator):
+        raise BadEngine(f"This computer has no {name} device that this PyTorch can use; try --device auto.")
+    return torch.device(name)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device that a network's weights are on."""
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def batch_size(device: torch.device) -> int:
+    """How many pictures to classify at once on a device, by its free memory."""
+    if device.type == "cpu":
+        return CPU_BATCH
+    try:
+        free, _ = torch.accelerator.get_memory_info(device)
+    except (RuntimeError, NotImplementedError, AttributeError):  # not every backend reports its memory
+        return CPU_BATCH
+    return max(1, min(LARGEST_BATCH, free // 2 // BYTES_PER_PICTURE))
+
+
+def answer_in_parts(answer: Callable[[Tensor], Sequence[Answer]], inputs: Tensor) -> list[Answer]:
+    """Answer a batch, in halves where the device's memory is too small for all of it.
+
+    Args:
+        answer: from inputs of shape (N, 3, S, S) to N answers.
+        inputs: shape (N, 3, S, S).
+
+    Raises:
+        BadEngine: if the memory is too small for a single picture.
+    """
+    try:
+        return list(answer(inputs))
+    except RuntimeError as error:  # MPS has no type of its own for it
+        if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error).lower():
+            raise
+        if len(inputs) == 1:
+            raise BadEngine("The device has too little free memory for one picture; try --device cpu.") from error
+    # Outside of `except`, which would keep the failed attempt's tensors alive.
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    half = len(inputs) // 2
+    return answer_in_parts(answer, inputs[:half]) + answer_in_parts(answer, inputs[half:])
+
+
+def convert_network(network: nn.Module, input_size: int) -> Any:
+    """Convert a network to OpenVINO's format, in full precision, for inputs of shape (N, 3, input_size, input_size)."""
+    import openvino  # noqa: PLC0415  (optional)
+
+    example = torch.zeros(2, 3, input_size, input_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch deprecates the tracing that OpenVINO is built on
+        # OpenVINO would trace it, too, but then checks the trace, which takes seconds.
+        traced = torch.jit.trace(network.eval(), example, check_trace=False)
+        return openvino.convert_model(traced, input=[([-1, *example.shape[1:]], openvino.Type.f32)])
+
+
+def compile_converted(converted: Any, source: nn.Module, precision: str, at_once: int = 1) -> OpenVINONetwork:
+    """Compile a converted network for this processor.
+
+    Args:
+        converted: from `convert_network` or `read_converted`.
+        source: the network that it was converted from.
+        precision: one of `INT8`, `BF16`, `FP32`; a quantised network runs in 8 bits whatever is said here.
+        at_once: how many threads will call it at the same time; they share the cores.
+    """
+    import openvino  # noqa: PLC0415
+
+    # What is not quantised in an 8-bit network (5 % of its time) stays in full precision: its error was measured so.
+    hint = "bf16" if precision == BF16 else "f32"
+    settings = {"NUM_STREAMS": at_once, "INFERENCE_PRECISION_HINT": hint}
+    return OpenVINONetwork(openvino.Core().compile_model(converted, "CPU", settings), source, precision)
+
+
+def native_precision() -> str:
+    """What OpenVINO computes fastest in without quantisation: bfloat16 where the processor has it."""
+    import openvino  # noqa: PLC0415
+
+    return BF16 if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else FP32
+
+
+def compile_network(network: nn.Module, input_size: int, at_once: int = 1) -> OpenVINONetwork:
+    """Convert and compile a network for inputs of one size, in this processor's fastest precision.
 
     Args:
         network: what to compile.
         input_size: pixels.
-        at_once: how many threads will ask at the same time; they share the cores.
+        at_once: how many threads will call it at the same time; they share the cores.
     """
-    import openvino  # noqa: PLC0415  (it is not required)
-
-    example = torch.zeros(2, 3, input_size, input_size)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch calls OpenVINO's way in old
-        # OpenVINO would trace it, too, but then checks the trace, which takes seconds.
-        traced = torch.jit.trace(network.eval(), example, check_trace=False)
-        converted = openvino.convert_model(traced, input=[([-1, *example.shape[1:]], openvino.Type.f32)])
-    core = openvino.Core()
-    able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    settings = {"NUM_STREAMS": at_once, "INFERENCE_PRECISION_HINT": "bf16" if able else "f32"}
-    return OpenVINONetwork(core.compile_model(converted, "CPU", settings), network)
+    return compile_converted(convert_network(network, input_size), network, native_precision(), at_once)
 
 
-def load_fastest(checkpoint: Path) -> Classifier:
-    """Read a checkpoint for the fastest engine; for labels only: heatmaps need what `Classifier.load` gives."""
-    if best_engine() == TORCH:
-        return Classifier.load(checkpoint)
+def quantized_path(checkpoint: Path) -> Path:
+    """Where `training.quantize` writes the 8-bit network of a checkpoint; its weights are in the .bin beside it."""
+    return checkpoint.with_suffix(".int8.xml")
+
+
+def save_converted(converted: Any, path: Path, checkpoint_sha256: str, max_shift: float = 0.0) -> None:
+    """Write a converted network as .xml and .bin, with what `read_converted` checks.
+
+    Args:
+        converted: the network.
+        path: of the .xml file.
+        checkpoint_sha256: digest of the checkpoint that it was made from.
+        max_shift: how far its probabilities were from the checkpoint's at most, on pictures not used to make it.
+    """
+    import openvino  # noqa: PLC0415
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=".converted-") as folder:
+        partial = Path(folder, path.name)
+        weights = partial.with_suffix(".bin")
+        openvino.save_model(converted, partial, compress_to_fp16=False)
+        about = {"checkpoint_sha256": checkpoint_sha256, "max_shift": repr(max_shift)}
+        for name, value in (about | {"weights_sha256": sha256(weights)}).items():
+            converted.set_rt_info(value, ["meme_classifier", name])
+        openvino.save_model(converted, partial, compress_to_fp16=False)
+        weights.replace(path.with_suffix(".bin"))  # first: an .xml with other weights is refused
+        partial.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_converted(path: Path, checkpoint_sha256: str) -> tuple[Any, float]:
+    """Read what `save_converted` wrote.
+
+    Returns:
+        The converted network, and the largest shift of its probabilities.
+
+    Raises:
+        BadConversion: if the files are missing, damaged or made from another checkpoint.
+    """
+    import openvino  # noqa: PLC0415
+
+    try:
+        weights_sha256 = sha256(path.with_suffix(".bin"))
+        converted = openvino.Core().read_model(path)
+        about = {
+            name: converted.get_rt_info(["meme_classifier", name]).astype(str)
+            for name in ("checkpoint_sha256", "max_shift", "weights_sha256")
+        }
+        max_shift = float(about["max_shift"])
+    except FileNotFoundError as error:
+        raise BadConversion(f"There is no {path.name}.") from error
+    except Exception as error:  # OpenVINO raises RuntimeError, and others, for what it cannot read
+        raise BadConversion(f"{path.name} is damaged.") from error
+    if about["checkpoint_sha256"] != checkpoint_sha256:
+        raise BadConversion(f"{path.name} was made from another checkpoint.")
+    if about["weights_sha256"] != weights_sha256 or not 0 <= max_shift <= 1:
+        raise BadConversion(f"{path.name} is damaged.")
+    return converted, max_shift
+
+
+def load_fastest(checkpoint: Path, precision: str = AUTO, device: str = "cpu") -> Classifier:
+    """Read a checkpoint for the fastest engine; for labels only, because OpenVINO gives no heatmaps.
+
+    Args:
+        checkpoint: path of the checkpoint.
+        precision: one of `PRECISIONS`. With `auto`, the 8-bit network is used where it is faster on this processor.
+        device: one of `DEVICES`.
+
+    Raises:
+        BadCheckpoint: as `Classifier.load` does.
+        BadEngine: if the device or the precision cannot be used here.
+    """
+    if find_device(device).type != "cpu" or best_engine() == TORCH:
+        return load_with_torch(checkpoint, precision, device)
     classifier = Classifier.load(checkpoint, torch.float32)
-    network = compile_network(classifier.network, classifier.preprocessing.input_size, at_once=usable_cores())
-    return dataclasses.replace(classifier, network=network, exact=classifier.network)
+    if precision == BF16 and native_precision() != BF16:
+        raise BadEngine("This processor does not multiply bfloat16; use --precision int8, fp32 or auto.")
+    quantized, max_shift = None, 0.0
+    if precision in (AUTO, INT8):
+        try:
+            quantized, max_shift = read_converted(quantized_path(checkpoint), classifier.sha256)
+        except BadConversion as error:
+            if precision == INT8:
+                raise BadEngine(f"{error} Make it with `python -m training.quantize`.") from error
+            if quantized_path(checkpoint).exists():
+                print(f"{error} It is not used.", file=sys.stderr)
+    chosen = precision
+    if precision == AUTO:
+        chosen = native_precision() if quantized is None else faster_precision(classifier, quantized)
+    converted = quantized if chosen == INT8 else convert_once(classifier)
+    return dataclasses.replace(
+        classifier,
+        network=compile_converted(converted, classifier.network, chosen, usable_cores()),
+        exact=classifier.network,
+        rounding=max(ROUNDING, max_shift) if chosen == INT8 else ROUNDING,
+    )
+
+
+def load_for_page() -> Classifier:
+    """Read the shipped checkpoint for a server: on the CPU, or on the device in the variable `MEME_DEVICE`.
+
+    Raises:
+        BadCheckpoint: as `Classifier.load` does.
+        BadEngine: if there is no such device.
+    """
+    return load_with_torch(DEFAULT_CHECKPOINT, device=os.environ.get("MEME_DEVICE") or "cpu")
+
+
+def load_with_torch(checkpoint: Path, precision: str = AUTO, device: str = "cpu") -> Classifier:
+    """Like `load_fastest`, but always with PyTorch, so that heatmaps are possible."""
+    where = find_device(device)
+    if precision == INT8:
+        raise BadEngine(
+            "--precision int8 needs OpenVINO (pip install -r requirements-fast.txt) and --device cpu, and gives no "
+            "heatmaps."
+        )
+    if precision == BF16 and fastest_dtype(where) != torch.bfloat16:
+        raise BadEngine("This device does not multiply bfloat16; use --precision fp32 or auto.")
+    return Classifier.load(checkpoint, DTYPES.get(precision), where)
+
+
+def describe_engine(network: nn.Module) -> str:
+    """Engine, device and precision of a network, for people to read."""
+    if isinstance(network, OpenVINONetwork):
+        return f"{OPENVINO} on cpu, {network.precision}"
+    parameter = next(network.parameters())
+    return f"{TORCH} on {parameter.device.type}, {BF16 if parameter.dtype == torch.bfloat16 else FP32}"
+
+
+def cache_folder() -> Path:
+    """This user's folder for what can be made again."""
+    from platformdirs import user_cache_path  # noqa: PLC0415  (in requirements-fast.txt)
+
+    return user_cache_path("meme-classifier", appauthor=False)
+
+
+def convert_once(classifier: Classifier) -> Any:
+    """Convert a classifier's network, or read what an earlier process converted: that takes a tenth of the time."""
+    path = cache_folder() / f"{classifier.sha256}-{version('openvino')}.xml"
+    with suppress(BadConversion):
+        return read_converted(path, classifier.sha256)[0]
+    converted = convert_network(classifier.network, classifier.preprocessing.input_size)
+    with suppress(OSError, RuntimeError):  # a home that cannot be written: each start converts
+        save_converted(converted, path, classifier.sha256)
+    return converted
+
+
+def faster_precision(classifier: Classifier, quantized: Any) -> str:
+    """Measure once whether the 8-bit network is faster than the other on this processor, and keep the result.
+
+    Args:
+        classifier: in full precision, on PyTorch.
+        quantized: its 8-bit network, converted.
+    """
+    import openvino  # noqa: PLC0415
+
+    core = openvino.Core()
+    processor = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    key = repr((classifier.sha256, version("openvino"), processor))
+    path = cache_folder() / f"speed-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    other = native_precision()
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_text())
+        return INT8 if float(kept[INT8]) < float(kept[other]) else other
+    networks = {
+        INT8: compile_converted(quantized, classifier.network, INT8),
+        other: compile_converted(convert_once(classifier), classifier.network, other),
+    }
+    taken = milliseconds_per_picture(networks, classifier.preprocessing.input_size)
+    print(
+        f"Measured once on this processor: {taken[INT8]:.0f} ms a picture with int8, {taken[other]:.0f} with {other}.",
+        file=sys.stderr,
+    )
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(taken))
+    return INT8 if taken[INT8] < taken[other] else other
+
+
+def milliseconds_per_picture(networks: Mapping[str, nn.Module], input_size: int, rounds: int = 5) -> dict[str, float]:
+    """Time networks in turns on noise; each one's best round counts, because other programs only ever add time."""
+    inputs = torch.randn(4, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
+    taken = {name: list[float]() for name in networks}
+    for _ in range(rounds + 1):  # the first round warms up
+        for name, network in networks.items():
+            started = time.perf_counter()
+            network(inputs)
+            taken[name].append(time.perf_counter() - started)
+    return {name: min(seconds[1:]) * 1000 / len(inputs) for name, seconds in taken.items()}

@@ -137,10 +137,10 @@ def pad_to_picture(explanation: Explanation, picture: Image.Image) -> Explanatio
 def explain_inputs(classifier: Classifier, inputs: Tensor, method: str = GRAD_CAM) -> list[Explanation]:
     """Explain preprocessed pictures of shape (N, 3, S, S), whose borders are cropped, with one of `METHODS`."""
     logits, feature_map = forward_with_feature_map(classifier.network, inputs, METHODS[method].layer)
-    heat = {
-        name: (evidence(logits, feature_map, index, method) / classifier.evidence_scales[method]).clamp(0, 1).numpy()
-        for index, name in enumerate(classifier.classes)
-    }
+    heat = {}
+    for index, name in enumerate(classifier.classes):
+        maps = evidence(logits, feature_map, index, method).cpu()  # (N, h, w)
+        heat[name] = (maps / classifier.evidence_scales[method]).clamp(0, 1).numpy()
     predictions = classifier.judge(inputs, logits.detach())
     return [
         Explanation(prediction, {name: maps[i] for name, maps in heat.items()})
@@ -227,7 +227,7 @@ def occlusion_sensitivity(classifier: Classifier, inputs: Tensor) -> tuple[Tenso
     for one, (row, column) in zip(occluded, corners, strict=False):
         one[:, row * cell : (row + window) * cell, column * cell : (column + window) * cell] = 0  # the mean colour
     with torch.inference_mode():
-        logits = classifier.network(occluded)  # (squares + 1, 2)
+        logits = classifier.network(occluded).cpu()  # (squares + 1, 2)
     meme = classifier.classes.index(MEME)
     log_odds = (logits[:, meme] - logits[:, 1 - meme]).numpy() / classifier.temperature
     drops, counts = np.zeros((2, cells, cells), np.float32)

@@ -1,8 +1,8 @@
-"""Time folders of pictures beside the usual pipeline, in one run: python -m benchmarks.folders
+"""Time classify.py on folders of pictures against the usual pipeline: python -m benchmarks.folders
 
-The usual one is what most people would write: Pillow opens a picture, torchvision's transforms make the input,
-DenseNet121 in full precision answers, one picture after the other. With --scale, classify.py instead answers
-ever larger folders. All pictures are drawn on the spot, or are links to ten that were.
+The usual pipeline is what most people would write: Pillow opens a picture, torchvision's transforms make the input,
+and DenseNet121 classifies it in full precision, one picture after another. All pipelines take turns in each round.
+With --scale, classify.py alone classifies ever larger folders. The pictures are drawn by the benchmark.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,16 +25,26 @@ from torchvision import transforms
 from tqdm import trange
 
 from classify import BATCH, classify
-from engine import OPENVINO, best_engine, load_fastest, usable_cores
+from engine import (
+    FP32,
+    INT8,
+    OPENVINO,
+    BadEngine,
+    best_engine,
+    describe_engine,
+    load_fastest,
+    native_precision,
+    usable_cores,
+)
 from evaluation.dataset import plain_network
 from images import open_picture, to_square
-from model import DEFAULT_CHECKPOINT, Classifier
+from model import DEFAULT_CHECKPOINT, Classifier, fastest_dtype
 from tables import CsvTable, row_of
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.jpg"))
-KINDS = {"memes, 600 pixels": (600, 768), "photos, 12 megapixels": (4000, 240)}  # width, and how many
-USUAL, OURS, FAST = "usual pipeline", "classify.py on PyTorch", "classify.py on OpenVINO"
+KINDS = {"memes, 600 pixels": (600, 256), "photos, 12 megapixels": (4000, 64)}  # width, and how many
+USUAL = "usual pipeline"
 
 
 def draw_folder(folder: Path, width: int, count: int) -> list[Path]:
@@ -47,8 +58,15 @@ def draw_folder(folder: Path, width: int, count: int) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def processor() -> str:
+    """The processor's name, and whether the network runs in bfloat16 on it."""
+    information = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = next((line.partition(": ")[2] for line in information.splitlines() if line.startswith("model name")), "CPU")
+    return f"{name} {'with' if fastest_dtype() == torch.bfloat16 else 'without'} bfloat16"
+
+
 def usual_pipeline(classifier: Classifier) -> Callable[[list[Path]], object]:
-    """What a user would write."""
+    """The usual pipeline, from paths to probabilities of meme."""
     network = plain_network()
     transform = transforms.Compose(
         [
@@ -69,17 +87,31 @@ def usual_pipeline(classifier: Classifier) -> Callable[[list[Path]], object]:
     return answer
 
 
-def compare(rounds: int) -> None:
-    """Print seconds and ratios of all pipelines on all kinds of pictures; they take turns."""
-    ours = Classifier.load()
-    pipelines: dict[str, Callable[[list[Path]], object]] = {
-        USUAL: usual_pipeline(ours),
-        OURS: lambda paths: deque(classify(ours, paths), maxlen=0),
-    }
+def classifiers() -> list[Classifier]:
+    """The checkpoint on PyTorch, and on OpenVINO in every precision that is possible here."""
+    loaded = [Classifier.load()]
     if best_engine() == OPENVINO:
-        fast = load_fastest(DEFAULT_CHECKPOINT)
-        pipelines[FAST] = lambda paths: deque(classify(fast, paths), maxlen=0)
-    print(f"{rounds} rounds, {usable_cores()} cores, torch {torch.__version__}")
+        loaded += [load_fastest(DEFAULT_CHECKPOINT, precision) for precision in sorted({FP32, native_precision()})]
+        try:
+            loaded.append(load_fastest(DEFAULT_CHECKPOINT, INT8))
+        except BadEngine as error:
+            print(error, file=sys.stderr)
+    return loaded
+
+
+def exhaust(classifier: Classifier, paths: list[Path]) -> None:
+    """Classify all pictures and keep nothing."""
+    deque(classify(classifier, paths), maxlen=0)
+
+
+def compare(rounds: int) -> None:
+    """Print pictures per second and ratios of all pipelines on all kinds of pictures."""
+    loaded = classifiers()
+    pipelines: dict[str, Callable[[list[Path]], object]] = {USUAL: usual_pipeline(loaded[0])}
+    for classifier in loaded:
+        name = f"classify.py, {describe_engine(classifier.network)}"
+        pipelines[name] = partial(exhaust, classifier)
+    print(f"{processor()}, {usable_cores()} cores, {rounds} rounds, torch {torch.__version__}")
     print("| pictures | pipeline | a second | times the usual one (quartiles over the rounds) |\n|---|---|---|---|")
     with TemporaryDirectory() as scratch:
         for kind, (width, count) in KINDS.items():
@@ -100,7 +132,7 @@ def compare(rounds: int) -> None:
 
 
 def show_steps(kind: str, paths: list[Path]) -> None:
-    """Print what each step costs for one picture, in one process and thread."""
+    """Print what each step costs for one picture on one core, with PyTorch."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     classifier = Classifier.load()
@@ -129,12 +161,12 @@ def show_steps(kind: str, paths: list[Path]) -> None:
 
 
 def batched(squares: list[Any]) -> list[list[Any]]:
-    """The squares in groups of the size that classify.py uses."""
+    """The squares in batches of the size that classify.py uses on a CPU."""
     return [squares[start : start + BATCH] for start in range(0, len(squares), BATCH)]
 
 
 def scale(counts: list[int]) -> None:
-    """Print time and memory of classify.py on folders with links to ten pictures."""
+    """Print time and memory of classify.py on folders of these many pictures, which are links to ten."""
     print("| pictures | seconds | a second | memory, MB |\n|---|---|---|---|")
     with TemporaryDirectory() as scratch:
         originals = draw_folder(Path(scratch, "originals"), 600, 10)
@@ -161,9 +193,9 @@ def scale(counts: list[int]) -> None:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description="Time folders of pictures beside the usual pipeline.")
+    parser = argparse.ArgumentParser(description="Time classify.py on folders of pictures against the usual pipeline.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scale", type=int, nargs="+", metavar="N", help="sizes of folders for classify.py")
+    parser.add_argument("--scale", type=int, nargs="+", metavar="N", help="numbers of pictures in the folders")
     arguments = parser.parse_args()
     if arguments.scale:
         scale(arguments.scale)

@@ -1,8 +1,7 @@
-"""Time label and heatmap beside the usual ways, in one run: python -m benchmarks.heatmap
+"""Time label and heatmap against the usual libraries: python -m benchmarks.heatmap
 
-All take turns, so the machine's own speed and what else runs on it are in every line: read the ratios. With
---agree DATA_DIR, compare instead every answer with that of torchvision's network in full precision. Needs
-requirements-dev.txt.
+All contenders take turns, so other work on the machine slows all of them: read the ratios. With --agree DATA_DIR,
+compare the answers with those of torchvision's network in full precision instead. Needs requirements-dev.txt.
 """
 
 import argparse
@@ -19,13 +18,14 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from tqdm import tqdm, trange
 
+from benchmarks.folders import processor
 from classify import classify
-from engine import best_engine, load_fastest
+from engine import AUTO, PRECISIONS, describe_engine, load_fastest
 from evaluation.dataset import plain_network
 from evaluation.report import time_table
 from gradcam import explain
 from images import find_pictures, open_picture
-from model import DEFAULT_CHECKPOINT, MEME, Classifier, Prediction, fastest_dtype
+from model import DEFAULT_CHECKPOINT, MEME, Classifier, Prediction
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "examples" / "cat_meme.jpg"
@@ -33,9 +33,9 @@ LABEL, HEATMAP = "our label", "our label and heatmap"
 
 
 def contenders(classifier: Classifier) -> dict[str, Callable[[], object]]:
-    """What to time, each from the same opened picture."""
+    """What is timed, by name; each starts from the same opened picture."""
     picture = open_picture(PICTURE)
-    plain, tapped, attributed = plain_network(), plain_network(), plain_network()  # one's hooks would slow another
+    plain, tapped, attributed = plain_network(), plain_network(), plain_network()  # hooks of one would slow the others
     index = classifier.classes.index(MEME)
     library = GradCAM(tapped, [tapped.get_submodule("features.norm5")])
     other = LayerGradCam(attributed, attributed.get_submodule("features.norm5"))
@@ -54,7 +54,7 @@ def contenders(classifier: Classifier) -> dict[str, Callable[[], object]]:
 
 
 def agreement(classifier: Classifier, paths: list[Path]) -> str:
-    """How far our answers are from those of the plain network, in words."""
+    """Compare our answers with those of the plain network, in one sentence."""
     plain = dataclasses.replace(classifier, network=plain_network(), exact=None)
     pairs = [
         (ours, theirs)
@@ -67,7 +67,7 @@ def agreement(classifier: Classifier, paths: list[Path]) -> str:
     return (
         f"{len(pairs)} pictures: probabilities differ by {apart.max():.4f} at most, {np.median(apart):.5f} in the "
         f"median; {sum(ours.label != theirs.label for ours, theirs in pairs)} labels and "
-        f"{sum(ours.verdict != theirs.verdict for ours, theirs in pairs)} verdicts are others"
+        f"{sum(ours.verdict != theirs.verdict for ours, theirs in pairs)} verdicts differ"
     )
 
 
@@ -86,26 +86,21 @@ def measure(rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def processor() -> str:
-    """The processor's name, and whether the network runs in bfloat16 on it."""
-    information = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    name = next((line.partition(": ")[2] for line in information.splitlines() if line.startswith("model name")), "CPU")
-    return f"{name} {'with' if fastest_dtype() == torch.bfloat16 else 'without'} bfloat16"
-
-
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description="Time label and heatmap beside the usual ways.")
+    parser = argparse.ArgumentParser(description="Time label and heatmap against the usual libraries.")
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1, help="the page uses one for each visitor")
+    parser.add_argument("--threads", type=int, default=1, help="the page uses one for each session")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the times")
     parser.add_argument("--agree", type=Path, metavar="DIR", help="pictures to compare answers on")
+    parser.add_argument("--precision", choices=PRECISIONS, default=AUTO, help="of classify.py with --agree")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.agree:
         paths = find_pictures(arguments.agree)
         print(f"Page: {agreement(Classifier.load(), paths)}")
-        print(f"classify.py on {best_engine()}: {agreement(load_fastest(DEFAULT_CHECKPOINT), paths)}")
+        fast = load_fastest(DEFAULT_CHECKPOINT, arguments.precision)
+        print(f"classify.py on {describe_engine(fast.network)}: {agreement(fast, paths)}")
         return
 
     seconds = measure(arguments.rounds)

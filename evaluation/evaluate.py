@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from classify import classify
+from engine import AUTO, DEVICES, BadEngine, load_with_torch
 from evaluation.dataset import LabelledPicture, read_folder
 from evaluation.metrics import (
     Array,
@@ -33,7 +34,7 @@ from evaluation.metrics import (
     share,
 )
 from images import BadImage
-from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
+from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Prediction
 
 # The usual groups of negatives that carry text; what tells a meme detector from a text detector.
 TEXT_GROUPS = {"card", "chart", "comic", "document", "poster", "scenetext", "screenshot", "watermark"}
@@ -203,15 +204,16 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     parser.add_argument("--plot", type=Path, metavar="FILE", default=Path("outputs/metrics.png"))
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
+    parser.add_argument("--device", choices=DEVICES, default=AUTO, help="auto: an accelerator if there is one")
     arguments = parser.parse_args()
 
     pictures = read_folder(arguments.data)
     if not pictures:
         parser.error(f"there are no pictures below {arguments.data}/meme or {arguments.data}/not_meme")
     try:
-        classifier = Classifier.load(arguments.checkpoint)
+        classifier = load_with_torch(arguments.checkpoint, device=arguments.device)
         languages = read_languages(arguments.languages) if arguments.languages else {}
-    except BadCheckpoint as error:
+    except (BadCheckpoint, BadEngine) as error:
         parser.error(str(error))
     except (OSError, KeyError, TypeError, ValueError) as error:
         parser.error(f"{arguments.languages} is not a readable table with the columns file and language: {error}")

@@ -15,7 +15,7 @@ def run(
 ) -> int:
     """Call `main` with these arguments; a classifier given here is what any checkpoint loads as."""
     if classifier:
-        monkeypatch.setattr(Classifier, "load", lambda _path: classifier)
-        monkeypatch.setattr(classify, "load_fastest", lambda _path: classifier)
+        monkeypatch.setattr(Classifier, "load", lambda *_: classifier)
+        monkeypatch.setattr(classify, "load_fastest", lambda *_: classifier)
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
     return main()

@@ -12,8 +12,9 @@ from playwright.sync_api import Browser
 from tiny import build_tiny_classifier, build_tiny_network
 from torch import nn
 
+import model
 from benchmarks.page import chromium, running_server
-from model import Classifier
+from model import Classifier, save_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,24 @@ def tiny_network() -> nn.Module:
 def tiny_classifier(tiny_network: nn.Module) -> Classifier:
     """The same in full precision: 64-pixel input, last feature map of 2 × 2."""
     return build_tiny_classifier(tiny_network)
+
+
+@pytest.fixture
+def tiny_checkpoint(tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint of the tiny network, in place of DenseNet121."""
+    monkeypatch.setattr(model, "build_network", build_tiny_network)
+    path = tmp_path / "tiny.pth"
+    save_checkpoint(
+        path,
+        build_tiny_network(),
+        tiny_classifier.preprocessing,
+        temperature=tiny_classifier.temperature,
+        threshold=tiny_classifier.threshold,
+        not_sure=tiny_classifier.not_sure,
+        evidence_scales=tiny_classifier.evidence_scales,
+        about={},
+    )
+    return path
 
 
 @pytest.fixture(scope="session")

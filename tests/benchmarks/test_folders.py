@@ -1,20 +1,52 @@
 import pytest
 
 from benchmarks import folders
+from engine import describe_engine
+from model import Classifier
 
 
-def test_all_pipelines_take_their_turn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def tiny_pipelines(tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> Classifier:
+    """The tiny network in place of the checkpoint."""
+    monkeypatch.setattr(folders, "classifiers", lambda: [tiny_classifier])
+    monkeypatch.setattr(Classifier, "load", lambda: tiny_classifier)
+    monkeypatch.setattr(folders, "plain_network", lambda: tiny_classifier.network)
+    return tiny_classifier
+
+
+def test_all_pipelines_take_turns(
+    tiny_pipelines: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(folders, "KINDS", {"few": (64, 5)})
     folders.compare(2)
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
     assert [cells[1] for cells in lines if cells[0] == "| few"] == [
         folders.USUAL,
-        folders.OURS,
-        folders.FAST,
+        f"classify.py, {describe_engine(tiny_pipelines.network)}",
         *(f"{step}, on one core" for step in ("read", "decode", "resize", "normalise", "network", "write")),
     ]
     (usual,) = [cells for cells in lines if cells[1:2] == [folders.USUAL]]
     assert usual[3] == "1.00 (1.00–1.00) |"
+
+
+def test_every_precision_of_this_processor_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(_checkpoint: object, precision: str) -> str:
+        asked.append(precision)
+        if precision == folders.INT8:
+            raise folders.BadEngine("There is no best_model.int8.xml.")
+        return precision
+
+    monkeypatch.setattr(folders, "load_fastest", load)
+    monkeypatch.setattr(Classifier, "load", lambda: "PyTorch")
+    for native, expected in (("bf16", ["bf16", "fp32"]), ("fp32", ["fp32"])):
+        asked.clear()
+        monkeypatch.setattr(folders, "native_precision", lambda native=native: native)
+        assert folders.classifiers() == ["PyTorch", *expected]
+        assert asked == [*expected, folders.INT8]
+    monkeypatch.setattr(folders, "best_engine", lambda: "PyTorch")
+    assert folders.classifiers() == ["PyTorch"]
 
 
 def test_a_larger_folder_gets_its_line(capsys: pytest.CaptureFixture[str]) -> None:
