@@ -158,7 +158,7 @@ class Classifier:
             network.load_state_dict(checkpoint["state_dict"], strict=True)
             dtype = dtype or fastest_dtype(device)
             if device.type == "cuda":  # else float32 convolutions are rounded to TensorFloat-32
-                torch.backends.cudnn.conv.fp32_precision = "ieee"
+                torch.backends.cudnn.allow_tf32 = False
             return cls(
                 network=for_inference(network, dtype, device),
                 exact=None if dtype == torch.float32 else for_inference(network, torch.float32, device),

@@ -1,7 +1,9 @@
+import dataclasses
+
 import pytest
 
 from benchmarks import folders
-from engine import describe_engine
+from engine import INT8, BadEngine, describe_engine
 from model import Classifier
 
 
@@ -29,24 +31,26 @@ def test_all_pipelines_take_turns(
     assert usual[3] == "1.00 (1.00–1.00) |"
 
 
-def test_every_precision_of_this_processor_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_precision_of_this_processor_is_compared(
+    tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
-    def load(_checkpoint: object, precision: str) -> str:
+    def load(_checkpoint: object, precision: str) -> Classifier:
         asked.append(precision)
-        if precision == folders.INT8:
-            raise folders.BadEngine("There is no best_model.int8.xml.")
-        return precision
+        if precision == INT8:
+            raise BadEngine("There is no best_model.int8.xml.")
+        return dataclasses.replace(tiny_classifier, sha256=precision)
 
     monkeypatch.setattr(folders, "load_fastest", load)
-    monkeypatch.setattr(Classifier, "load", lambda: "PyTorch")
+    monkeypatch.setattr(Classifier, "load", lambda: tiny_classifier)
     for native, expected in (("bf16", ["bf16", "fp32"]), ("fp32", ["fp32"])):
         asked.clear()
         monkeypatch.setattr(folders, "native_precision", lambda native=native: native)
-        assert folders.classifiers() == ["PyTorch", *expected]
-        assert asked == [*expected, folders.INT8]
+        assert [classifier.sha256 for classifier in folders.classifiers()] == ["", *expected]
+        assert asked == [*expected, INT8]
     monkeypatch.setattr(folders, "best_engine", lambda: "PyTorch")
-    assert folders.classifiers() == ["PyTorch"]
+    assert folders.classifiers() == [tiny_classifier]
 
 
 def test_a_larger_folder_gets_its_line(capsys: pytest.CaptureFixture[str]) -> None:
