@@ -17,6 +17,7 @@ from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from borders import content_box
+from engine import BadEngine, load_for_page
 from gallery import (
     MAX_NAME,
     MAX_PICTURES,
@@ -81,7 +82,7 @@ ABOUT_TEST = (
 def load_classifier() -> Classifier:
     # Visitors' own threads keep the cores busy; more threads inside one answer only fight over them.
     torch.set_num_threads(1)
-    return Classifier.load()
+    return load_for_page()
 
 
 @contextmanager
@@ -428,7 +429,7 @@ with st.container(key="page"):
     if example or uploads:
         try:
             load_classifier()
-        except BadCheckpoint as error:
+        except (BadCheckpoint, BadEngine) as error:
             st.error(str(error))
             st.stop()
     newest = next(reversed(uploads.values()), None)

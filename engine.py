@@ -344,7 +344,8 @@ def load_for_page() -> Classifier:
         BadCheckpoint: as `Classifier.load` does.
         BadEngine: if there is no such device.
     """
-    return load_with_torch(DEFAULT_CHECKPOINT, device=os.environ.get("MEME_DEVICE") or "cpu")
+    device = os.environ.get("MEME_DEVICE")
+    return load_with_torch(DEFAULT_CHECKPOINT, device=device) if device else Classifier.load()
 
 
 def load_with_torch(checkpoint: Path, precision: str = AUTO, device: str = "cpu") -> Classifier:

@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
+from engine import BadEngine, load_for_page
 from gallery import MAX_PICTURES, MAX_TOTAL_MEGABYTES, OVERLAY_SIDE
 from gradcam import explain, overlay_png
 from images import BadImage, open_picture
@@ -50,7 +51,7 @@ def load_classifier() -> Classifier:
 @cache
 def _load_classifier() -> Classifier:
     torch.set_num_threads(1)  # concurrent requests already keep the cores busy
-    return Classifier.load()
+    return load_for_page()
 
 
 @cache
@@ -148,7 +149,7 @@ async def classify(request: Request) -> Response:
     except HTTPException as error:
         headers = {"Retry-After": RETRY_AFTER} if error.status_code == 429 else None
         return JSONResponse({"error": error.detail}, error.status_code, headers)
-    except BadCheckpoint as error:
+    except (BadCheckpoint, BadEngine) as error:
         return JSONResponse({"error": str(error)}, 503)
     except ClientDisconnect:
         return Response(status_code=499)

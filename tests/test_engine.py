@@ -255,7 +255,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 def test_the_page_runs_where_the_variable_says(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = list[torch.device]()
-    monkeypatch.setattr(Classifier, "load", lambda _path, _dtype, device: loaded.append(device))
+    monkeypatch.setattr(Classifier, "load", lambda _path=None, _dtype=None, device=model.CPU: loaded.append(device))
     monkeypatch.delenv("MEME_DEVICE", raising=False)
     engine.load_for_page()
     monkeypatch.setenv("MEME_DEVICE", "auto")
