@@ -65,7 +65,7 @@ def running_server(
         yield address, server.pid
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(60)  # seconds; a busy machine takes its time
 
 
 @contextmanager
