@@ -1,9 +1,15 @@
 """Opening pictures that strangers send: the one way in for page, command line, training and evaluation."""
 
+import fnmatch
+import glob
 import math
 import os
+import re
 import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -19,7 +25,23 @@ from borders import content_box
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIF")
 JPEG = ("JPEG", "MPO")  # what Pillow calls them once they are open
 FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, AVIF or HEIC"
-SUFFIXES = ("jpg", "jpeg", "jfif", "mpo", "png", "webp", "gif", "bmp", "avif", "heic", "heif")
+SUFFIXES = (
+    *("jpg", "jpeg", "jpe", "jfif", "pjpeg", "pjp", "mpo", "png", "apng", "webp", "gif", "bmp"),
+    *("avif", "avifs", "heic", "heics", "heif", "heifs", "hif"),  # .HIF: cameras of Sony, Canon and Fujifilm
+)
+# Folders in which systems and programs keep thumbnails, metadata and deleted files, in lower case.
+SYSTEM_FOLDERS = frozenset(
+    (
+        *("__macosx", "network trash folder", "temporary items"),  # macOS, in ZIP files and on network drives
+        *("$recycle.bin", "recycler", "recycled", "system volume information"),  # Windows
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp"),  # Synology, QNAP
+        "lost+found",
+    )
+)
+ISO_MEDIA_BRANDS = (  # ISO 14496-12: bytes 8 to 12 of AVIF and HEIF files
+    *(b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
+)
+SIGNATURE_BYTES = 18
 
 MAX_MEGABYTES = 10
 MAX_JPEG_PIXELS = 64_000_000  # 50-megapixel phones pass: JPEGs are decoded at a fraction of their size
@@ -100,15 +122,186 @@ def resize_to_square(picture: Image.Image, side: int) -> NDArray[np.uint8]:
     return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """Every file below a folder whose name ends like a picture's, sorted by path.
+def has_signature(head: bytes) -> bool:
+    """Whether the first `SIGNATURE_BYTES` of a file are those of a format in `FORMATS`."""
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")):
+        return True
+    if head.startswith(b"BM"):  # two letters prove little; the size of the second header is at most 124
+        return 12 <= int.from_bytes(head[14:18], "little") <= 124
+    return (head[:4], head[8:12]) == (b"RIFF", b"WEBP") or (head[4:8] == b"ftyp" and head[8:12] in ISO_MEDIA_BRANDS)
 
-    Whatever cannot be looked at is among them, folders too, so that opening it says why.
+
+def has_suffix(name: str) -> bool:
+    """Whether a file's name ends like a picture's."""
+    return os.path.splitext(name)[1][1:].lower() in SUFFIXES  # noqa: PTH122  (a Path for each file takes long)
+
+
+def is_hidden_folder(name: str) -> bool:
+    """Whether searches leave out folders of this name."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Every picture below a folder, as `PictureSearch` finds them."""
+    return PictureSearch().in_folder(folder)
+
+
+@dataclass
+class PictureSearch:
+    """A search for pictures that notes what it leaves out.
+
+    Attributes:
+        include_hidden: also search hidden and system folders, and take hidden files.
+        follow_links: also search folders behind symbolic links, each folder once.
+        all_files: also take files whose content, not their name, says that they are pictures.
+        skipped_files: those that are hidden or no pictures.
+        hidden_folders: those not searched because of their names.
+        linked_folders: those not searched because they are links.
     """
-    closed = list[OSError]()
-    files = [Path(where, name) for where, _, names in os.walk(folder, onerror=closed.append) for name in names]
-    pictures = [path for path in files if path.suffix[1:].lower() in SUFFIXES]
-    return sorted(pictures + [Path(e.filename) for e in closed if not isinstance(e, FileNotFoundError)])
+
+    include_hidden: bool = False
+    follow_links: bool = False
+    all_files: bool = False
+    skipped_files: set[str] = field(default_factory=set)
+    hidden_folders: set[str] = field(default_factory=set)
+    linked_folders: set[str] = field(default_factory=set)
+
+    def in_folder(self, folder: Path) -> list[Path]:
+        """Every picture below a folder, sorted by path; the folder itself may be hidden or a link.
+
+        Folders that cannot be read are among them, so that opening them says why.
+        """
+        found = list[Path]()
+        for place, entries in self._walk(str(folder)):
+            if entries is None:
+                found.append(Path(place))
+                continue
+            for entry in entries:
+                if _is_folder(entry):
+                    continue
+                if self._is_picture(entry):
+                    found.append(Path(entry.path))
+                else:
+                    self.skipped_files.add(entry.path)
+        return sorted(found)
+
+    def matching(self, pattern: str) -> list[Path]:
+        """The files that a pattern of the shell matches, and the pictures in the folders that it matches, sorted.
+
+        Each [...] is read as a class and as it stands, as in the folder "Trip [2019]". A pattern that ends in a bare
+        `*` or `**` names no kind of file, so it gives pictures only.
+        """
+        parts = Path(pattern).parts
+        if parts[-1] == "**":
+            parts = parts[:-1]
+        only_folders = pattern.endswith(("/", os.sep))
+        found = dict[Path, None]()
+        for match in dict.fromkeys(self._expand("", parts)):
+            if os.path.isdir(match):  # noqa: PTH112  (Path.is_dir can raise)
+                found |= dict.fromkeys(self.in_folder(Path(match)))
+            elif not only_folders:
+                found[Path(match)] = None
+        return sorted(found)
+
+    def _expand(self, folder: str, parts: Sequence[str]) -> Iterator[str]:
+        """Each path below a folder, "" for the current one, that a pattern's parts match."""
+        if not parts:
+            yield folder or "."
+            return
+        part, *rest = parts
+        if part == "**":
+            for place, entries in self._walk(folder):
+                yield from self._expand(place, rest if entries is not None else ())
+        elif glob.has_magic(part):
+            for path in self._matches(folder, part, is_last=not rest):
+                yield from self._expand(path, rest)
+        elif os.path.lexists(path := os.path.join(folder, part)):  # noqa: PTH118  (a Path is never "")
+            yield from self._expand(path, rest)
+
+    def _matches(self, folder: str, part: str, *, is_last: bool) -> Iterator[str]:
+        """Each path in a folder that one part of a pattern matches; files only if it is the last part."""
+        matches, names_hidden = _name_pattern(part).fullmatch, part.startswith(".")
+        for entry in _entries(folder) or ():
+            if entry.name.startswith(".") and not (names_hidden or self.include_hidden):
+                continue
+            if not matches(entry.name):
+                continue
+            if _is_folder(entry):
+                if names_hidden or self._enters(entry):
+                    yield entry.path
+            elif is_last and (part != "*" or self._is_picture(entry)):
+                yield entry.path
+            elif is_last:
+                self.skipped_files.add(entry.path)
+
+    def _walk(self, folder: str) -> Iterator[tuple[str, list[os.DirEntry[str]] | None]]:
+        """Each folder to search with its entries, or None if it cannot be read; linked ones last."""
+        waiting, linked = [folder], deque[str]()
+        searched = set[str]()
+        while waiting or linked:
+            place = waiting.pop() if waiting else linked.popleft()
+            if self.follow_links:  # a link may lead back
+                real = os.path.realpath(place)
+                if real in searched:
+                    continue
+                searched.add(real)
+            yield place, (entries := _entries(place))
+            for entry in entries or ():
+                if _is_folder(entry) and self._enters(entry):
+                    (linked if entry.is_symlink() else waiting).append(entry.path)
+
+    def _enters(self, folder: os.DirEntry[str]) -> bool:
+        """Whether to search a folder; if not, that is noted."""
+        if is_hidden_folder(folder.name) and not self.include_hidden:
+            self.hidden_folders.add(folder.path)
+            return False
+        if folder.is_symlink() and not self.follow_links:
+            self.linked_folders.add(folder.path)
+            return False
+        return True
+
+    def _is_picture(self, file: os.DirEntry[str]) -> bool:
+        if file.name.startswith(".") and not self.include_hidden:
+            return False
+        if has_suffix(file.name) or not self.all_files:
+            return has_suffix(file.name)
+        try:
+            if not file.is_file():  # a pipe would never end
+                return False
+            with open(file.path, "rb") as content:  # noqa: PTH123
+                return has_signature(content.read(SIGNATURE_BYTES))
+        except OSError:
+            return True  # opening it says why
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]] | None:
+    """What is in a folder, "" for the current one; nothing if it is gone, None if it cannot be read."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError:
+        return None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _name_pattern(part: str) -> re.Pattern[str]:
+    """A pattern's part as a regular expression; each [...] also matches itself."""
+
+    def translate(piece: str) -> str:
+        if len(piece) == 1:
+            return {"*": ".*", "?": "."}.get(piece, re.escape(piece))
+        return f"(?:{re.escape(piece)}|{fnmatch.translate(piece)[:-2]})"  # less the \Z or \z at its end
+
+    pieces = re.findall(r"\[!?.[^]]*\]|.", part, re.DOTALL)
+    return re.compile("".join(map(translate, pieces)), re.DOTALL | (re.IGNORECASE if os.name == "nt" else 0))
 
 
 def _read_file(path: Path) -> bytes:
