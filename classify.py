@@ -1,13 +1,12 @@
-"""Sort pictures from the command line: python classify.py PATH... --csv FILE
+"""Classify pictures from the command line: python classify.py PATH... --csv FILE
 
-A PATH is a picture, a folder, which is searched with all its sub-folders, a pattern like '**/*.jpg', or -
-for a list on standard input, one path in each line or, as `find -print0` writes it, before each NUL. Nothing is
-ever moved, changed or overwritten. With a table, the same command goes on where it was stopped (Parquet: only if by
-Ctrl-C; not on a cluster).
+A PATH is a picture, a folder with its sub-folders, a pattern such as '**/*.jpg', or - for a list on standard input.
+Pictures are never moved, changed or overwritten. Run the same command again to resume.
 """
 
 import argparse
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -17,10 +16,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import cache
-from io import TextIOWrapper
-from itertools import count
+from itertools import takewhile
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 from uuid import uuid4
 
@@ -32,13 +30,33 @@ from tqdm import tqdm
 
 from engine import best_engine, load_fastest, usable_cores
 from gradcam import Explanation, explain_inputs, overlay_png, pad_to_picture
-from images import SUFFIXES, BadImage, find_pictures, open_picture, to_square
+from images import SUFFIXES, BadImage, PictureSearch, has_signature, has_suffix, open_picture, to_square
 from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
-from tables import READERS, TEXT_MODE, BadTable, CsvTable, Row, Table, read_table, resume_table, row_of
+from tables import (
+    BYTE_ORDER_MARK,
+    READERS,
+    STANDARD_OUTPUT,
+    BadTable,
+    Row,
+    decode_text,
+    is_stream,
+    lock_path,
+    lock_tables,
+    open_tables,
+    row_of,
+)
 
 BATCH = 16
 VERDICTS = (MEME, NOT_MEME, NOT_SURE)
 OVERLAY = re.compile(rf"\.({'|'.join(SUFFIXES)})(_\d+)?\.png$", re.IGNORECASE)  # how `overlay_path` names one
+MAX_NAME = 255  # bytes of a file's name, on most file systems
+OVERLAY_NUMBER = "_99999"  # room for what `numbered` adds to a name
+EXAMPLES = """examples:
+  python classify.py photos/ --csv answers.csv
+  python classify.py photos/ '**/*.jpg' --copy-to sorted/ --overlays heatmaps/
+  find photos/ -name '*.png' -print0 | python classify.py - --json -
+
+Run the same command again to resume. See docs/command-line.md."""
 
 Square = NDArray[np.uint8]
 Answer = TypeVar("Answer")
@@ -46,19 +64,23 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class BadList(ValueError):
+    """A list on standard input that cannot be used; its text says why in one sentence."""
+
+
 def classify(classifier: Classifier, paths: list[Path]) -> Iterator[tuple[Path, Prediction | BadImage]]:
-    """Give each path, in order, with its prediction or with what is wrong with the file."""
+    """Yield each path, in order, with its prediction or why there is none."""
     return classify_batches(classifier, paths, classifier.answer)
 
 
 def classify_batches(
     classifier: Classifier, paths: list[Path], answer: Callable[[Tensor], Sequence[Answer]]
 ) -> Iterator[tuple[Path, Answer | BadImage]]:
-    """Give each path, in order, with what `answer` says of its picture or with what is wrong with the file.
+    """Yield each path, in order, with what `answer` returns for its picture or why there is nothing.
 
-    Each thread opens one batch and asks the network for it, on one core: so every core is always busy, nothing
-    is handed from process to process, and the cores need not share a batch, where they would wait for each other.
-    Pillow, PyTorch and OpenVINO let other threads run meanwhile. One more thread than cores, for waits on the disk.
+    Each thread opens one batch and runs the network on it, on one core. So all cores are busy, nothing is sent
+    between processes, and no core waits for another that has part of the same batch. Pillow, PyTorch and OpenVINO
+    release Python's lock meanwhile. One more thread than cores, because threads also wait for the disk.
     """
 
     def answered(batch: Sequence[Path]) -> list[Answer | BadImage]:
@@ -77,7 +99,7 @@ def classify_batches(
 
 
 def load_square(path: Path, side: int) -> Square | BadImage:
-    """What the network sees of the picture at a path, or what is wrong with the file."""
+    """The network's input from the picture at a path, of shape (side, side, 3), or why there is none."""
     try:
         return to_square(open_picture(path), side)
     except BadImage as error:
@@ -87,13 +109,13 @@ def load_square(path: Path, side: int) -> Square | BadImage:
 def map_in_order(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Generator[Result, None, None]:
-    """Do some work on every item in a pool's threads, and give the results in the order of the items.
+    """Do some work on every item in a pool's threads, and yield the results in the order of the items.
 
     Args:
-        pool: whose threads.
-        work: what to do.
+        pool: does the work.
+        work: called once for each item.
         items: any number; no more are taken than are needed.
-        ahead: how many results may be under way or waiting beyond the one that is given next.
+        ahead: how many results may be under way or waiting beyond the next one.
     """
     waiting: deque[Future[Result]] = deque()
     try:
@@ -103,66 +125,174 @@ def map_in_order(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:  # after Ctrl-C, nobody waits for what has not begun
+    finally:  # after Ctrl-C, nothing more begins
         for result in waiting:
             result.cancel()
 
 
-def expand_stdin(patterns: list[str]) -> Iterator[str]:
-    """Each PATH of the command line; in place of -, those of the list on standard input."""
-    for pattern in patterns:
-        if pattern != "-":
-            yield pattern
-            continue
-        listed = sys.stdin.buffer.read()
-        lines = listed.split(b"\0") if b"\0" in listed else listed.replace(b"\r\n", b"\n").split(b"\n")
-        yield from (os.fsdecode(line) for line in lines if line)
+def expand_arguments(arguments: Iterable[str]) -> Iterator[str]:
+    """Yield each PATH of the command line, and in place of - those of the list on standard input."""
+    for argument in arguments:
+        if argument == "-":
+            yield from read_list(sys.stdin.buffer.read())
+        else:
+            yield argument
 
 
-def find(pattern: str) -> list[Path]:
-    """The files that one PATH means."""
-    if os.path.isdir(pattern):  # noqa: PTH112  (Path.is_dir can raise)
-        return find_pictures(Path(pattern))
-    if glob.has_magic(pattern) and not os.path.lexists(pattern):
-        matches = without_link_loops(glob.glob(pattern, recursive=True))  # noqa: PTH207
-        files = without_link_loops([str(found) for match in matches for found in find(match)])
-        return [Path(file) for file in files] or [Path(pattern)]
-    return [Path(pattern)]
+def read_list(data: bytes) -> list[str]:
+    """The paths in a list, one a line or, as `find -print0` writes it, each with a NUL behind it.
+
+    Raises:
+        BadList: if this is not a list, or would search a whole disk.
+    """
+    if has_signature(data):
+        raise BadList("Standard input is a picture, not a list of paths.")
+    try:
+        text = decode_text(data).rstrip("\r\n")  # PowerShell adds a line end
+    except UnicodeDecodeError as error:
+        raise BadList("The list on standard input is incomplete. Write it again, best as UTF-8.") from error
+    separated_by_nul = "\0" in text
+    lines = text.split("\0") if separated_by_nul else text.replace("\r\n", "\n").split("\n")
+    paths = [path for line in lines if (path := line.removeprefix(BYTE_ORDER_MARK))]  # joined lists have several
+    if separated_by_nul and not _are_paths(paths):
+        raise BadList("The list on standard input is not text, or is UTF-16 without a byte-order mark. Use UTF-8.")
+    for path in paths:
+        if _is_root(path):
+            raise BadList(f"The list on standard input names {path}, which is a whole disk. Name folders in it.")
+    return paths
 
 
-def without_link_loops(paths: list[str]) -> list[str]:
-    """Each once, by the shortest way to its folder: `**` also follows links, round and round."""
-    real = cache(os.path.realpath)  # asks the disk for every part of a path
-    places: dict[tuple[str, str], str] = {}
-    for path in sorted(paths, key=lambda path: (len(path), path)):
-        folder, name = os.path.split(path)
-        places.setdefault((real(folder), name), path)
-    return sorted(places.values())
+def _are_paths(entries: list[str]) -> bool:
+    """Whether what lies between NULs can be paths: UTF-16 has single letters and bare line ends there."""
+    letters = sum(len(entry) == 1 for entry in entries)
+    with_line_ends = any(entry[0] in "\r\n" or entry[-1] in "\r\n" for entry in entries)
+    return not with_line_ends and (letters < 2 or 2 * letters <= len(entries))
 
 
-def save_new(path: Path, content: bytes, like: Path | None = None) -> None:
-    """Write a file whole or not at all, and only if it is new: another file of that name stays.
+def _is_root(path: str) -> bool:
+    """Whether a folder, or the one in which a pattern begins, is the root directory or that of a drive."""
+    path = re.sub(r"^(file|local):/+", "/", path)  # addresses for a cluster
+    if not (os.path.isdir(path) or (glob.has_magic(path) and not os.path.lexists(path))):  # noqa: PTH112
+        return False
+    parts = takewhile(lambda part: not glob.has_magic(part), Path(path).parts)
+    folder = Path(os.path.realpath(path if os.path.isdir(path) else Path(*parts)))  # noqa: PTH112
+    return folder == folder.parent
 
-    This one then gets a number; if the very same content is there already, nothing happens.
+
+def find(path: str, search: PictureSearch | None = None) -> list[Path]:
+    """The files that one PATH names; what names none is given back, so that opening it says why.
 
     Args:
-        path: where to.
-        content: what.
-        like: a file whose times to take over.
+        path: a file, which is never left out, a folder or a pattern.
+        search: what to leave out of folders, and where to note it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
-        numbered = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
-        if not os.path.lexists(numbered):
-            with suppress(FileExistsError):  # another thread or program was quicker
-                _create(numbered, content, like)
+    search = search or PictureSearch()
+    if os.path.isdir(path):  # noqa: PTH112  (Path.is_dir can raise)
+        return search.in_folder(Path(path))
+    if glob.has_magic(path) and not os.path.lexists(path):
+        return search.matching(path) or [Path(path)]
+    return [Path(path)]
+
+
+def say_what_was_found(search: PictureSearch, pictures: int, tables: Iterable[Path]) -> None:
+    """Say how many pictures there are and what was left out, if anything was; a run's own tables do not count."""
+    own = {os.path.realpath(path) for table in tables for path in (table, lock_path(table))}
+    names = {os.path.basename(path) for path in own}  # noqa: PTH119
+    others = sum(
+        os.path.basename(path) not in names or os.path.realpath(path) not in own  # noqa: PTH119
+        for path in search.skipped_files
+    )
+    found = _count(pictures, "picture") + (f", {_count(others, 'other file')} skipped" if others else "")
+    hidden, linked = len(search.hidden_folders), len(search.linked_folders)
+    unsearched = [f"{_count(hidden, 'hidden or system folder')} (--include-hidden)"] if hidden else []
+    unsearched += [f"{_count(linked, 'linked folder')} (--follow-links)"] if linked else []
+    if others or unsearched:
+        print("; not searched: ".join(filter(None, (found, ", ".join(unsearched)))), file=sys.stderr)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+class NewFiles:
+    """Saves files that never take another one's place. Threads may share it.
+
+    If a name is taken, the file gets a number; if it is taken by the same content, there is nothing to do. What is
+    known of each name is kept, so that a thousand files of one name are not compared with each other.
+    """
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.numbers: dict[Path, int] = {}  # the last one in use for a name
+        self.saved = set[bytes]()  # digests of a name and a content
+
+    def save(self, path: Path, content: bytes, like: Path | None = None) -> None:
+        """Write a file completely or not at all.
+
+        Args:
+            path: its name, to which a number may be added.
+            content: what to write.
+            like: a file whose times and rights to copy.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = _digest(path, hashlib.sha256(content).digest())
+        while True:
+            with self.lock:
+                if digest in self.saved:
+                    return
+                number = self._next_number(path, digest)
+                if number is None:
+                    return
+                self.saved.add(digest)
+            try:
+                _create(numbered(path, number), content, like)
                 return
-        if numbered.is_file() and numbered.stat().st_size == len(content) and numbered.read_bytes() == content:
-            return
+            except OSError as error:
+                with self.lock:
+                    self.saved.discard(digest)
+                    self.numbers[path] = min(self.numbers[path], number - 1)
+                if not isinstance(error, FileExistsError):  # unless another program was quicker
+                    raise
+
+    def _next_number(self, path: Path, digest: bytes) -> int | None:
+        """Reserve the next free number of a name; None if a file with this digest comes before it."""
+        number = self.numbers.get(path, 0) + 1
+        while os.path.lexists(taken := numbered(path, number)):
+            if taken.is_file():
+                with taken.open("rb") as file:
+                    self.saved.add(_digest(path, hashlib.file_digest(file, "sha256").digest()))
+            self.numbers[path] = number
+            if digest in self.saved:
+                return None
+            number += 1
+        self.numbers[path] = number
+        return number
+
+
+def _digest(path: Path, content_sha256: bytes) -> bytes:
+    return hashlib.sha256(os.fsencode(path) + content_sha256).digest()[:16]  # shorter, as there may be millions
+
+
+def numbered(path: Path, number: int) -> Path:
+    """The name of one of several files of a name: photo.jpg, photo_2.jpg; photo.jpg.png, photo.jpg_2.png."""
+    if number == 1:
+        return path
+    stem, inner = os.path.splitext(path.stem) if has_suffix(path.stem) else (path.stem, "")  # noqa: PTH122
+    return path.with_name(_shorten(stem, f"{inner}_{number}{path.suffix}"))
+
+
+def _shorten(stem: str, ending: str) -> str:
+    """The longest name that a file system takes of a stem with this ending."""
+    while stem and len(os.fsencode(stem + ending)) > MAX_NAME:
+        stem = stem[:-1]
+    return stem + ending
 
 
 def _create(path: Path, content: bytes, like: Path | None) -> None:
-    """Write a file whole or not at all; FileExistsError if there is anything of that name."""
+    """Write a file completely or not at all; FileExistsError if its name is taken."""
     beside = path.with_name(f".{uuid4()}.partial")
     try:
         beside.write_bytes(content)
@@ -173,7 +303,7 @@ def _create(path: Path, content: bytes, like: Path | None) -> None:
             path.hardlink_to(beside)  # unlike a rename, it never takes another file's place
         except FileExistsError:
             raise
-        except OSError:  # memory sticks and some networks know no such links
+        except OSError:  # FAT and some network file systems have no hard links
             path.open("xb").close()
             try:
                 beside.replace(path)  # takes the place of that empty file, which is ours
@@ -184,34 +314,42 @@ def _create(path: Path, content: bytes, like: Path | None) -> None:
         beside.unlink(missing_ok=True)
 
 
-def copy_to(folder: Path, path: Path, verdict: str) -> None:
+def copy_to(folder: Path, path: Path, verdict: str, files: NewFiles) -> None:
     """Copy a picture into the verdict's folder."""
-    save_new(folder / verdict / path.name, path.read_bytes(), like=path)
+    files.save(folder / verdict / path.name, path.read_bytes(), like=path)
 
 
 def overlay_path(folder: Path, path: Path) -> Path:
-    """Where a picture's heatmap is saved: in folders like the picture's own."""
+    """Where a picture's heatmap is saved: in folders like the picture's own.
+
+    A name that gets too long is cut, and has a digest of the whole name instead.
+    """
     inside = [part for part in path.parts if part not in (path.anchor, "..")]
-    return Path(folder, *inside[:-1], path.name + ".png")
+    name = path.name + ".png"
+    if len(os.fsencode(name)) > MAX_NAME:
+        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
+        ending = f"~{digest}{path.suffix}.png"
+        name = _shorten(path.stem, OVERLAY_NUMBER + ending).replace(OVERLAY_NUMBER + ending, ending)
+    return Path(folder, *inside[:-1], name)
 
 
-def save_overlay(classifier: Classifier, folder: Path, path: Path, explanation: Explanation) -> None:
-    """Save the picture under the heatmap of its own answer."""
+def save_overlay(classifier: Classifier, folder: Path, path: Path, explanation: Explanation, files: NewFiles) -> None:
+    """Save the picture with the heatmap of its own answer."""
     picture = open_picture(path)
-    save_new(overlay_path(folder, path), overlay_png(classifier, picture, pad_to_picture(explanation, picture)))
+    files.save(overlay_path(folder, path), overlay_png(classifier, picture, pad_to_picture(explanation, picture)))
 
 
 def save_failure(error: OSError) -> str:
-    """The sentence about a copy or heatmap that is missing."""
+    """The sentence for a copy or heatmap that is missing."""
     return f"Its copy or heatmap cannot be saved: {error.strerror or error}."
 
 
 def classify_and_save(
-    classifier: Classifier, paths: list[Path], copies: Path | None, overlays: Path | None
+    classifier: Classifier, paths: list[Path], copies: Path | None, overlays: Path | None, files: NewFiles
 ) -> Iterator[tuple[Path, Prediction | BadImage, str | None]]:
-    """Like `classify`; besides, copy the pictures and save their heatmaps if there are folders for them.
+    """Like `classify`, but also copy the pictures and save their heatmaps if there are folders for them.
 
-    Each answer comes when its files are complete, with the reason if they cannot be saved.
+    Each answer comes when its files are complete, with one sentence if they cannot be saved.
     """
     if not copies and not overlays:
         yield from ((path, answer, None) for path, answer in classify(classifier, paths))
@@ -226,10 +364,10 @@ def classify_and_save(
         prediction = answer.prediction if isinstance(answer, Explanation) else answer
         try:
             if copies:
-                copy_to(copies, path, prediction.verdict)
+                copy_to(copies, path, prediction.verdict, files)
             if overlays and isinstance(answer, Explanation):
-                save_overlay(classifier, overlays, path, answer)
-        except BadImage as error:  # the file has changed meanwhile
+                save_overlay(classifier, overlays, path, answer, files)
+        except BadImage as error:  # the file changed meanwhile
             return path, error, None
         except OSError as error:
             return path, prediction, save_failure(error)
@@ -242,51 +380,59 @@ def classify_and_save(
         yield from map_in_order(pool, save, classify_batches(classifier, paths, answer), ahead=2 * BATCH)
 
 
-def copy_answered(copies: Path, paths: list[Path], done: dict[str, Row]) -> int:
-    """Copy the pictures that were answered before, where that is still to be done; how many cannot be copied."""
-    lost = 0
+def copy_answered(copies: Path, paths: list[Path], done: dict[str, Row], files: NewFiles) -> int:
+    """Copy the pictures that earlier runs classified but did not copy; return how many cannot be copied."""
+    failed = 0
     for path in tqdm([path for path in paths if str(path) in done], desc="Copying", unit="picture", leave=False):
         try:
-            copy_to(copies, path, done[str(path)].verdict or NOT_SURE)
+            copy_to(copies, path, done[str(path)].verdict or NOT_SURE, files)
         except OSError as error:
-            lost += 1
+            failed += 1
             tqdm.write(f"{path}: {save_failure(error)}", file=sys.stderr)
-    return lost
+    return failed
 
 
-def open_tables(
-    files: dict[str, Path], sha256: str, paths: list[Path], stack: ExitStack
-) -> list[tuple[Table, dict[str, Row]]]:
-    """The tables to write, each with the rows of these pictures that it has already; else standard output."""
-    asked = set(map(str, paths))
-    tables: list[tuple[Table, dict[str, Row]]] = []
-    rows = {kind: read_table(file, kind, sha256) for kind, file in files.items()}  # before any is changed
-    for kind, file in files.items():
-        tables.append(resume_table(file, kind, rows[kind], asked))
-        stack.callback(tables[-1][0].close)
-    if not tables:
-        if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(**TEXT_MODE)
-        tables.append((CsvTable(sys.stdout), {}))
-    return tables
-
-
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="Say of pictures whether they are memes.")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a picture, a folder, a pattern, or - for a list")
-    for kind in READERS:
-        parser.add_argument(f"--{kind}", metavar="FILE", help=f"write the table as {kind}")
-    parser.add_argument("--copy-to", type=Path, metavar="DIR", help="copy into meme, not_meme and not_sure there")
-    parser.add_argument("--overlays", type=Path, metavar="DIR", help="save each picture under its heatmap there")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
-    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: on a cluster of machines")
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line. `tables` has the path of each table, or its address for a cluster, by its kind."""
+    parser = argparse.ArgumentParser(
+        description="Say which pictures are memes.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="a picture, a folder with its sub-folders, a quoted pattern, or - for a list on standard input",
+    )
+    search = parser.add_argument_group("what to search in folders")
+    search.add_argument("--include-hidden", action="store_true", help="hidden and system folders, and hidden files")
+    search.add_argument("--follow-links", action="store_true", help="folders behind symbolic links")
+    search.add_argument(
+        "--all-files", action="store_true", help="files whose names do not end like a picture's, if they are pictures"
+    )
+    outputs = parser.add_argument_group("what to write")
+    for kind, title in {"csv": "CSV", "json": "JSON Lines", "parquet": "Parquet"}.items():
+        place = "" if kind == "parquet" else "; - is standard output"
+        outputs.add_argument(f"--{kind}", metavar="FILE", help=f"a table in {title}{place}")
+    outputs.add_argument("--copy-to", type=Path, metavar="DIR", help="copies, in meme/, not_meme/ and not_sure/")
+    outputs.add_argument("--overlays", type=Path, metavar="DIR", help="pictures with their heatmaps")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT, help="another network")
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="this machine, or a cluster (docs/cluster.md)"
+    )
     arguments = parser.parse_args()
     arguments.tables = {kind: getattr(arguments, kind) for kind in READERS if getattr(arguments, kind)}
-    if len({os.path.realpath(file) for file in arguments.tables.values()}) < len(arguments.tables):
+    places = {"-" if f in STANDARD_OUTPUT else os.path.realpath(f) for f in arguments.tables.values()}
+    if len(places) < len(arguments.tables):
         parser.error("two tables cannot be one file")
-    if arguments.engine == "ray" and (len(arguments.tables) != 1 or arguments.copy_to or arguments.overlays):
-        parser.error(f"with --engine ray there must be one of --{', --'.join(READERS)}, and no copies or overlays")
+    if "parquet" in arguments.tables and is_stream(arguments.tables["parquet"]):
+        parser.error("a Parquet table cannot go to standard output or a pipe; name a file")
+    if arguments.engine == "ray":
+        if len(arguments.tables) != 1 or arguments.copy_to or arguments.overlays:
+            parser.error(f"with --engine ray there must be one of --{', --'.join(READERS)}, and no copies or overlays")
+        if any(map(is_stream, arguments.tables.values())):
+            parser.error("with --engine ray the table is a folder; it cannot go to standard output or a pipe")
     return arguments
 
 
@@ -294,15 +440,16 @@ def main() -> int:
     """Read the command line and classify.
 
     Returns:
-        0 when all was read, 1 when some files failed, 2 for wrong usage, 130 after Ctrl-C.
+        The exit code: 0 if all pictures were classified, 1 if some files failed, 2 for wrong usage or a table,
+        checkpoint or list that cannot be used, 130 after Ctrl-C.
     """
-    arguments = parse()
+    arguments = parse_arguments()
     try:
         if arguments.engine == "ray":
             return run_on_cluster(arguments)
         with ExitStack() as stack:
             return run(arguments, stack)
-    except (BadCheckpoint, BadTable) as error:
+    except (BadCheckpoint, BadList, BadTable) as error:
         return refuse(str(error))
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -310,52 +457,61 @@ def main() -> int:
     except OSError as error:
         return refuse(f"{error.filename or 'the table'} cannot be written: {error.strerror}")
     except KeyboardInterrupt:
-        goes_on = arguments.tables and arguments.engine == "local"
-        print("Stopped. The same command goes on from here." if goes_on else "Stopped.", file=sys.stderr)
+        can_resume = arguments.engine == "local" and not all(map(is_stream, arguments.tables.values()))
+        print("Stopped. Run the same command again to resume." if can_resume else "Stopped.", file=sys.stderr)
         return 130
 
 
-def pictures_for(arguments: argparse.Namespace, tables: list[Path]) -> list[Path]:
-    """The pictures that the command line means, less those where an earlier run has put copies and heatmaps."""
+def search_from(arguments: argparse.Namespace) -> PictureSearch:
+    """The search that the command line describes."""
+    return PictureSearch(arguments.include_hidden, arguments.follow_links, arguments.all_files)
+
+
+def pictures_for(arguments: argparse.Namespace, tables: Iterable[Path]) -> list[Path]:
+    """The pictures that the command line names, less those that an earlier run saved as copies and heatmaps."""
     copies = [os.path.realpath(arguments.copy_to / verdict) + os.sep for verdict in VERDICTS if arguments.copy_to]
     overlays = [os.path.realpath(arguments.overlays) + os.sep] if arguments.overlays else []
-    tables_at = {os.path.realpath(file): file for file in tables}
-    paths, earlier = list[Path](), 0
-    for path in dict.fromkeys(found for pattern in expand_stdin(arguments.paths) for found in find(pattern)):
+    tables_at = {os.path.realpath(table): table for table in tables}
+    search = search_from(arguments)
+    paths, saved = list[Path](), 0
+    for path in dict.fromkeys(file for name in expand_arguments(arguments.paths) for file in find(name, search)):
         real = os.path.realpath(path)
         if real in tables_at:
             raise BadTable(f"{tables_at[real]} is one of the pictures.")
         if real.startswith(tuple(copies)) or (real.startswith(tuple(overlays)) and OVERLAY.search(real)):
-            earlier += 1
+            saved += 1
         else:
             paths.append(path)
-    if earlier:
-        print(f"{earlier} pictures in the folders for copies and heatmaps are left out", file=sys.stderr)
+    say_what_was_found(search, len(paths), tables)
+    if saved:
+        print(f"{saved} pictures in the folders for copies and heatmaps are left out", file=sys.stderr)
     return paths
 
 
 def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
-    """Do what the command line says; 0 when all was read, 1 when some files failed."""
-    files = {kind: Path(file) for kind, file in arguments.tables.items()}
-    for folder in [arguments.copy_to, arguments.overlays, *(file.parent for file in files.values())]:
+    """Classify on this machine; `stack` closes the tables. Returns the exit code."""
+    tables_at = {kind: Path(file) for kind, file in arguments.tables.items()}
+    for folder in [arguments.copy_to, arguments.overlays, *(file.parent for file in tables_at.values())]:
         if folder:
-            folder.mkdir(parents=True, exist_ok=True)  # before all work, if it cannot be had
-    paths = pictures_for(arguments, list(files.values()))
-    if arguments.overlays:  # they need the network itself
+            folder.mkdir(parents=True, exist_ok=True)  # fails before all work, not after it
+    stack.enter_context(lock_tables(tables_at.values()))
+    paths = pictures_for(arguments, tables_at.values())
+    if arguments.overlays:  # heatmaps need gradients
         classifier = Classifier.load(arguments.checkpoint)
     else:
         classifier = load_fastest(arguments.checkpoint)
         print(f"Engine: {best_engine()}", file=sys.stderr)
-    tables = open_tables(files, classifier.sha256, paths, stack)
+    tables = open_tables(tables_at, classifier.sha256, set(map(str, paths)), stack)
     done = {path: row for path, row in tables[0][1].items() if all(path in rows for _, rows in tables)}
     if arguments.overlays:
         done = {path: row for path, row in done.items() if os.path.exists(overlay_path(arguments.overlays, Path(path)))}  # noqa: PTH110  (Path.exists can raise)
     todo = [path for path in paths if str(path) not in done]
     if len(todo) < len(paths):
         print(f"{len(paths) - len(todo)} of {len(paths)} pictures were answered before", file=sys.stderr)
-    lost = copy_answered(arguments.copy_to, paths, done) if arguments.copy_to else 0
+    files = NewFiles()
+    uncopied = copy_answered(arguments.copy_to, paths, done, files) if arguments.copy_to else 0
     failed = 0
-    answers = classify_and_save(classifier, todo, arguments.copy_to, arguments.overlays)
+    answers = classify_and_save(classifier, todo, arguments.copy_to, arguments.overlays, files)
     for path, answer, unsaved in tqdm(answers, total=len(todo), unit="picture"):
         row = row_of(str(path), answer, classifier.sha256)
         row = replace(row, error=row.error or unsaved)
@@ -365,35 +521,38 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
         if row.error:
             failed += 1
             tqdm.write(f"{path}: {row.error}", file=sys.stderr)
-    return summary(len(todo) - failed, failed + lost)
+    return summarize(len(todo) - failed, failed + uncopied)
 
 
 def run_on_cluster(arguments: argparse.Namespace) -> int:
-    """Do what the command line says with Ray; 0 when all was read, 1 when some files failed."""
+    """Classify with Ray. Returns the exit code."""
     try:
         from cluster import BadAddress, classify_on_cluster, is_address, list_pictures_at  # noqa: PLC0415
     except ImportError as error:
         return refuse(f"{error.name} is missing: pip install -r requirements-cluster.txt")
     ((kind, target),) = arguments.tables.items()
+    search = search_from(arguments)
     try:
-        paths = [
-            found
-            for pattern in expand_stdin(arguments.paths)
-            for found in (list_pictures_at(pattern) if is_address(pattern) else map(str, find(pattern)))
-        ]
-        return summary(*classify_on_cluster(dict.fromkeys(paths), arguments.checkpoint, target, kind))
+        paths = dict.fromkeys(
+            path
+            for name in expand_arguments(arguments.paths)
+            for path in (list_pictures_at(name, search) if is_address(name) else map(str, find(name, search)))
+        )
+        say_what_was_found(search, len(paths), [])
+        with lock_tables([] if is_address(target) else [Path(target)]):
+            return summarize(*classify_on_cluster(paths, arguments.checkpoint, target, kind))
     except BadAddress as error:
         return refuse(str(error))
 
 
 def refuse(sentence: str) -> int:
-    """Say why nothing was done, like argparse."""
+    """Say why nothing was done, as argparse does; return the exit code."""
     print(f"classify.py: error: {sentence}", file=sys.stderr)
     return 2
 
 
-def summary(classified: int, failed: int) -> int:
-    """Say how it went; 0 when all was read, 1 when some files failed."""
+def summarize(classified: int, failed: int) -> int:
+    """Say how many pictures were classified and how many failed; return the exit code."""
     print(f"{classified} pictures classified, {failed} files failed", file=sys.stderr)
     return 1 if failed else 0
 

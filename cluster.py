@@ -24,7 +24,17 @@ from numpy.typing import NDArray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from engine import AUTO, INT8, BadEngine, answer_in_parts, load_fastest, quantized_path
-from images import MAX_MEGABYTES, SUFFIXES, BadImage, open_picture, to_square
+from images import (
+    MAX_MEGABYTES,
+    SIGNATURE_BYTES,
+    BadImage,
+    PictureSearch,
+    has_signature,
+    has_suffix,
+    is_hidden_folder,
+    open_picture,
+    to_square,
+)
 from model import Classifier
 from tables import SCHEMA, BadTable, Row, arrow_table, csv_arrow_table, row_of
 
@@ -59,14 +69,41 @@ def named(address: str) -> Iterator[None]:
         raise BadAddress(f"{address} cannot be used: {str(error) or type(error).__name__}.") from error
 
 
-def list_pictures_at(address: str) -> list[str]:
-    """The picture at an address, or all pictures below it; what is not there stays, to be named later."""
+def list_pictures_at(address: str, search: PictureSearch | None = None) -> list[str]:
+    """The picture at an address, or all pictures below it; an address where nothing is stays, to be named later.
+
+    Args:
+        address: of a file or a folder.
+        search: what to leave out of the folder, and where to note it.
+
+    Raises:
+        BadAddress: if the file system cannot be reached.
+    """
+    search = search or PictureSearch()
     files, path = filesystem_of(address)
     with named(address):
         if not files.isdir(path):
             return [address]
-        found = [files.unstrip_protocol(name) for name in files.find(path)]
-    return sorted(name for name in found if name.rpartition(".")[2].lower() in SUFFIXES)
+        found = files.find(path)
+        return sorted(
+            files.unstrip_protocol(name) for name in found if _is_picture(files, name, name.removeprefix(path), search)
+        )
+
+
+def _is_picture(files: fsspec.AbstractFileSystem, place: str, below: str, search: PictureSearch) -> bool:
+    """Whether a search takes the file at a place, whose path below the folder that is searched is `below`."""
+    *folders, name = below.strip("/").split("/")
+    for depth, folder in enumerate(folders):
+        if is_hidden_folder(folder) and not search.include_hidden:
+            search.hidden_folders.add(place.removesuffix("/".join([*folders[depth + 1 :], name])))
+            return False
+    is_visible = search.include_hidden or not name.startswith(".")
+    if is_visible and (
+        has_suffix(name) or (search.all_files and has_signature(files.cat_file(place, end=SIGNATURE_BYTES)))
+    ):
+        return True
+    search.skipped_files.add(place)
+    return False
 
 
 def read(place: str) -> bytes | Path:

@@ -188,8 +188,8 @@ class PictureSearch:
     def matching(self, pattern: str) -> list[Path]:
         """The files that a pattern of the shell matches, and the pictures in the folders that it matches, sorted.
 
-        Each [...] is read as a class and as it stands, as in the folder "Trip [2019]". A pattern that ends in a bare
-        `*` or `**` names no kind of file, so it gives pictures only.
+        What exists under a part of the pattern, such as a folder "Trip [2019]", is meant. Otherwise each [...] is read
+        both as a class and as it stands. A bare `*` or `**` at the end names no kind of file and finds pictures only.
         """
         parts = Path(pattern).parts
         if parts[-1] == "**":
@@ -212,11 +212,11 @@ class PictureSearch:
         if part == "**":
             for place, entries in self._walk(folder):
                 yield from self._expand(place, rest if entries is not None else ())
+        elif os.path.lexists(path := os.path.join(folder, part)):  # noqa: PTH118  (a Path is never "")
+            yield from self._expand(path, rest)
         elif glob.has_magic(part):
             for path in self._matches(folder, part, is_last=not rest):
                 yield from self._expand(path, rest)
-        elif os.path.lexists(path := os.path.join(folder, part)):  # noqa: PTH118  (a Path is never "")
-            yield from self._expand(path, rest)
 
     def _matches(self, folder: str, part: str, *, is_last: bool) -> Iterator[str]:
         """Each path in a folder that one part of a pattern matches; files only if it is the last part."""

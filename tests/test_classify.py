@@ -1,14 +1,17 @@
 import csv
 import itertools
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO, TextIOWrapper
+from functools import partial
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,13 @@ from torch import Tensor
 
 import classify
 from gradcam import explain, overlay
-from images import BadImage, open_picture
+from images import BadImage, PictureSearch, open_picture
 from model import Classifier
-from tables import READERS
+from tables import READERS, lock_tables
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
 
 
@@ -251,7 +254,7 @@ def test_an_overlay_of_a_framed_picture_is_the_pages(
     assert open_picture("over/screen.png.png").tobytes() == expected.tobytes()
 
 
-def test_outputs_among_the_pictures_are_not_looked_at(
+def test_outputs_among_the_pictures_are_not_classified(
     folder: Path, tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
@@ -293,8 +296,9 @@ def test_without_hard_links_copies_are_whole_and_overwrite_nothing(
     like = tmp_path / "like"
     like.touch()
     os.utime(like, (1, 1))
+    files = classify.NewFiles()
     for content in (b"one", b"two", b"one"):
-        classify.save_new(tmp_path / "to" / "a.png", content, like=like)
+        files.save(tmp_path / "to" / "a.png", content, like=like)
     assert {p.name: p.read_bytes() for p in (tmp_path / "to").iterdir()} == {"a.png": b"one", "a_2.png": b"two"}
     assert (tmp_path / "to" / "a_2.png").stat().st_mtime == 1
 
@@ -315,7 +319,7 @@ def test_a_copy_that_fails_later_stops_nothing(
     assert len(list((tmp_path / "sorted").rglob("*.png"))) == 3
 
 
-def test_only_what_can_be_gone_on_with_is_said_to_go_on(
+def test_only_a_run_that_can_be_resumed_says_so(
     folder: Path,
     tiny_classifier: Classifier,
     monkeypatch: pytest.MonkeyPatch,
@@ -327,7 +331,8 @@ def test_only_what_can_be_gone_on_with_is_said_to_go_on(
     monkeypatch.setattr(classify, "run", stopped)
     asked: tuple[tuple[list[str], str], ...] = (
         ([], "Stopped.\n"),
-        (["--csv", "a.csv"], "Stopped. The same command goes on from here.\n"),
+        (["--csv", "-"], "Stopped.\n"),
+        (["--csv", "a.csv"], "Stopped. Run the same command again to resume.\n"),
     )
     for options, said in asked:
         assert run(monkeypatch, classify.main, tiny_classifier, folder, *options) == 130
@@ -352,14 +357,18 @@ def test_copies_and_overlays_can_be_asked_for_later(
 def test_a_picture_that_cannot_be_saved_stops_nothing(
     folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = folder / "meme" / "one" / ("x" * 250 + ".png")
-    long.write_bytes(encode(noise(50, 50)))
-    arguments = (folder, "--csv", tmp_path / "a.csv", "--overlays", tmp_path / "heat")
+    monkeypatch.chdir(folder)
+    alone = Path("alone", "1.png")
+    alone.parent.mkdir()
+    alone.write_bytes(encode(noise(50, 50)))
+    (tmp_path / "heat").mkdir()
+    (tmp_path / "heat" / "alone").touch()  # where the folder of its heatmap would be
+    arguments = (".", "--csv", tmp_path / "a.csv", "--overlays", tmp_path / "heat")
     assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 1
     bad = [row for row in rows_of(tmp_path / "a.csv") if row["error"]]
-    assert [row["path"] for row in bad] == [str(long)]
-    assert bad[0]["error"] == "Its copy or heatmap cannot be saved: File name too long."
-    (seen,) = tiny_classifier.predict([open_picture(long)])  # the answer is there all the same
+    assert [row["path"] for row in bad] == [str(alone)]
+    assert bad[0]["error"] == "Its copy or heatmap cannot be saved: File exists."
+    (seen,) = tiny_classifier.predict([open_picture(alone)])  # the answer is there all the same
     assert (bad[0]["label"], bad[0]["verdict"]) == (seen.label, seen.verdict)
     assert float(bad[0]["meme_probability"]) == pytest.approx(seen.meme_probability, abs=1e-4)
     assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 1  # and it is tried again, alone
@@ -446,7 +455,7 @@ def test_ctrl_c_leaves_a_table_to_resume(
     os.killpg(first.pid, signal.SIGINT)
     _, said = first.communicate()
     assert first.returncode == 130, f"{copied} copied when it was stopped: {said}"
-    assert "Stopped. The same command goes on from here." in said
+    assert "Stopped. Run the same command again to resume." in said
     assert "Traceback" not in said
     before = list(READERS["parquet"](out))
     assert 0 < len(before) < 300
@@ -472,6 +481,8 @@ def test_a_killed_run_is_resumed(
     while not out.exists() or out.read_bytes().count(b"\n") < 20:
         assert first.poll() is None
         time.sleep(0.02)
+    assert run(monkeypatch, classify.main, tiny_classifier, many, "--csv", out) == 2
+    assert f"Another run is writing to {out}" in capsys.readouterr().err
     first.kill()
     first.communicate()
     before = rows_of(out)
@@ -486,7 +497,7 @@ def test_a_killed_run_is_resumed(
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
-def test_a_second_run_goes_on_where_the_first_stopped(
+def test_a_second_run_resumes_where_the_first_stopped(
     *,
     kind: str,
     folder: Path,
@@ -515,3 +526,324 @@ def test_a_second_run_goes_on_where_the_first_stopped(
     assert [row.path for row in read(out)] == [str(path) for path in sorted(folder.rglob("*.png"))]
     assert run(monkeypatch, classify.main, tiny_classifier, folder, f"--{kind}", out) == 0
     assert len(list(read(out))) == 16
+
+
+def touch(folder: Path, *names: str) -> None:
+    """Write a tiny picture under each name."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(noise(20, 20)))
+
+
+def names_in(folder: Path, search: PictureSearch | None = None) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in classify.find(str(folder), search)]
+
+
+LEFT_OUT = (
+    *("__MACOSX/._a.jpg", "x/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/a.jpg", ".Trash-1000/files/a.jpg"),
+    *("$RECYCLE.BIN/a.jpg", "$Recycle.Bin/a.jpg", "System Volume Information/a.jpg", ".thumbnails/normal/a.png"),
+    *(".stversions/a.jpg", ".git/a.png", "x/y/.hidden/z/a.png", "@Recycle/a.jpg", ".@__thumb/a.jpg"),
+)
+
+
+def test_hidden_and_system_folders_are_searched_only_if_asked(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "x/y/b.png", *LEFT_OUT, "._a.jpg", "x/.b.png")
+    search = PictureSearch()
+    assert names_in(tmp_path, search) == ["a.jpg", "x/y/b.png"]
+    assert len(search.hidden_folders) == len(LEFT_OUT)
+    assert search.skipped_files == {str(tmp_path / "._a.jpg"), str(tmp_path / "x/.b.png")}
+    assert len(names_in(tmp_path, PictureSearch(include_hidden=True))) == 4 + len(LEFT_OUT)
+    for pattern in ("**/*.jpg", "**/*.[jp][pn]g", "**", "*", "**/*"):
+        assert set(classify.find(str(tmp_path / pattern))) <= {tmp_path / "a.jpg", tmp_path / "x/y/b.png"}
+    for name in (*LEFT_OUT, "._a.jpg"):  # what is named is answered
+        assert classify.find(str(tmp_path / name)) == [tmp_path / name]
+        folder = (tmp_path / name).parent
+        assert tmp_path / name in classify.find(str(folder)) or name.rpartition("/")[2].startswith(".")
+    assert classify.find(str(tmp_path / "x/@eaDir/*/*.jpg")) == [tmp_path / LEFT_OUT[1]]
+
+
+def test_linked_folders_are_searched_once_and_only_if_asked(tmp_path: Path) -> None:
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    touch(photos, "a.jpg", "x/b.jpg")
+    touch(elsewhere, "c.jpg")
+    for link in ("loop", "x/loop", "x/other_loop"):
+        (photos / link).symlink_to(photos)
+    (photos / "album").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(photos)
+    (photos / "self").symlink_to("self")
+    (photos / "linked.jpg").symlink_to(elsewhere / "c.jpg")  # a linked picture is no folder
+    search = PictureSearch()
+    assert names_in(photos, search) == ["a.jpg", "linked.jpg", "x/b.jpg"]
+    assert len(search.linked_folders) == 4
+    assert names_in(photos, PictureSearch(follow_links=True)) == ["a.jpg", "album/c.jpg", "linked.jpg", "x/b.jpg"]
+    assert classify.find(str(photos / "**/*.jpg")) == [photos / "a.jpg", photos / "linked.jpg", photos / "x/b.jpg"]
+    assert len(classify.find(str(photos / "**/*.jpg"), PictureSearch(follow_links=True))) == 4
+    assert classify.find(str(photos / "album")) == [photos / "album/c.jpg"]
+
+
+def test_endings_decide_and_content_only_if_asked(tmp_path: Path) -> None:
+    endings = ["jpg", "JPE", "jfif", "pjpeg", "PJP", "png", "APNG", "webp", "gif", "bmp", "avif", "avifs", "heic"]
+    endings += ["heics", "heif", "HEIFS", "HIF", "hif"]
+    touch(tmp_path, *(f"{n}.{ending}" for n, ending in enumerate(endings)))
+    touch(tmp_path, "jpg", "no_ending", "backup.jpg.old")
+    (tmp_path / "notes.txt").write_text("BMW, GIF and PNG\n")
+    (tmp_path / "bmw").write_text("BMW, or not BMW, that is the question")
+    (tmp_path / "empty").touch()
+    os.mkfifo(tmp_path / "pipe")
+    search = PictureSearch()
+    assert len(names_in(tmp_path, search)) == len(endings)
+    assert len(search.skipped_files) == 7
+    search = PictureSearch(all_files=True)
+    found = names_in(tmp_path, search)
+    assert len(found) == len(endings) + 3
+    assert {"jpg", "no_ending", "backup.jpg.old"} <= set(found)
+    for file_format in ("JPEG", "WEBP", "GIF", "BMP", "AVIF", "HEIF"):
+        (tmp_path / "no_ending").write_bytes(encode(noise(20, 20), file_format))
+        assert "no_ending" in names_in(tmp_path, PictureSearch(all_files=True))
+
+
+def test_what_a_run_leaves_out_is_said_in_one_line(
+    tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    touch(photos, "a.jpg", "b.HIF", "@eaDir/a.jpg", "._a.jpg", "no_ending")
+    (photos / "notes.txt").write_text("x")
+    (photos / "link").symlink_to(tmp_path)
+    arguments = (photos, "--csv", photos / "a.csv")
+    for _ in range(2):  # its own table is nothing that it leaves out
+        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+        assert (
+            "2 pictures, 3 other files skipped; not searched: 1 hidden or system folder (--include-hidden), "
+            "1 linked folder (--follow-links)\n"
+        ) in capsys.readouterr().err
+    everything = ("--include-hidden", "--follow-links", "--all-files")
+    assert run(monkeypatch, classify.main, tiny_classifier, *arguments, *everything) == 0
+    assert "5 pictures, 1 other file skipped\n" in capsys.readouterr().err
+    assert run(monkeypatch, classify.main, tiny_classifier, photos / "notes.txt", "--csv", tmp_path / "b.csv") == 1
+    assert "This file is not a picture" in rows_of(tmp_path / "b.csv")[0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("Trip [209]/*.jpg", ["Trip 9/1.jpg"]),
+        ("Trip [2019]/*.jpg", ["Trip [2019]/1.jpg", "Trip [2019]/2.jpg", "Trip [2019]/[12].jpg"]),
+        ("Trip [2019]/[12].jpg", ["Trip [2019]/[12].jpg"]),  # a name
+        ("Trip [2019]/[123].jpg", ["Trip [2019]/1.jpg", "Trip [2019]/2.jpg"]),
+        ("Trip [2019]/[1].jpg", ["Trip [2019]/1.jpg"]),
+        ("Trip [2019]/[!1].jpg", ["Trip [2019]/2.jpg"]),
+        ("Trip [[]2019]/1.jpg", ["Trip [2019]/1.jpg"]),  # as glob.escape writes it
+        ("Trip [2019]", ["Trip [2019]/1.jpg", "Trip [2019]/2.jpg", "Trip [2019]/[12].jpg"]),
+        ("*[2019]/?.jpg", ["Trip 9/1.jpg", "Trip [2019]/1.jpg", "Trip [2019]/2.jpg"]),
+        ("**/[ab] [c]*/*.png", ["deep/x/a c/1.png", "deep/x/a [c] d/1.png"]),
+        ("deep/*/", ["deep/x/a [c] d/1.png", "deep/x/a c/1.png"]),
+        ("deep/../Trip ?/*", ["deep/../Trip 9/1.jpg"]),
+        ("nothing [1]/*.jpg", ["nothing [1]/*.jpg"]),
+    ],
+)
+def test_brackets_in_patterns_are_classes_or_names(
+    pattern: str, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "Trip [2019]/1.jpg", "Trip [2019]/2.jpg", "Trip [2019]/[12].jpg", "Trip 9/1.jpg")
+    touch(tmp_path, "deep/x/a c/1.png", "deep/x/a [c] d/1.png")
+    (tmp_path / "Trip 9" / "notes.txt").touch()
+    assert sorted(map(str, classify.find(pattern))) == sorted(found)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_lists_are_read_in_the_encodings_that_shells_write(encoding: str, end: str) -> None:
+    names = ["/photos/a.jpg", "caf\u00e9/猫.png", "C:\\photos\\b.jpg", "[x].png"]
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    assert classify.read_list((mark + end.join(names)).encode(encoding)) == names
+    assert classify.read_list((mark + end.join([*names, "", ""])).encode(encoding)) == names
+    assert classify.read_list((mark + "\0".join(names) + "\0" + end).encode(encoding)) == names
+
+
+def test_joined_lists_and_names_in_old_encodings_are_read() -> None:
+    assert classify.read_list(b"\xef\xbb\xbfa.png\n\xef\xbb\xbfb.png\ncaf\xe9.png") == [
+        *("a.png", "b.png", "caf\udce9.png"),
+    ]
+    assert classify.read_list(b"a\0two\nlines.png\0") == ["a", "two\nlines.png"]
+    assert classify.read_list(b"") == classify.read_list("\ufeff\r\n".encode("utf-16-le")) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "text", ["/home/me/a.jpg", "/a.jpg\n/b.jpg\n", "a.jpg\r\nb.jpg\r\n", "猫\n犬\r\n猫\n", "猫.png"]
+)
+def test_lists_that_make_no_sense_are_refused(
+    encoding: str,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """UTF-16 without a byte-order mark has a NUL behind each letter, so its / was taken for a path."""
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(text.encode(encoding))))
+    assert run(monkeypatch, classify.main, None, "-", "--csv", tmp_path / "a.csv") == 2
+    assert "UTF-16 without a byte-order mark" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("listed", ["/", "//", "/.", "a.jpg\n/\n", "/\0", "root", "/*", "/**/*.jpg", "file:///"])
+def test_a_list_never_searches_the_root_directory(listed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("root").symlink_to("/")
+    with pytest.raises(classify.BadList, match="is a whole disk"):
+        classify.read_list(listed.encode())
+    monkeypatch.chdir("/")
+    for here in (b".", b"*", b"**/*.jpg"):
+        with pytest.raises(classify.BadList, match="is a whole disk"):
+            classify.read_list(here)
+
+
+def test_a_list_that_is_cut_off_or_a_picture_is_refused() -> None:
+    for data in ("a.jpg\n".encode("utf-16")[:-1], encode(noise(200, 200)), encode(noise(200, 200), "JPEG")):
+        with pytest.raises(classify.BadList):
+            classify.read_list(data)
+
+
+def test_many_files_of_one_name_are_copied_in_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a first run and in one that finds all copies, the number of names looked up grows with that of the files."""
+    number = 300
+    looked = Counter[str]()
+    lexists = os.path.lexists
+
+    def counting(path: str | Path) -> bool:
+        looked["names"] += 1
+        return lexists(path)
+
+    monkeypatch.setattr(os.path, "lexists", counting)
+    for again in (False, True):
+        looked.clear()
+        files = classify.NewFiles()
+        contents = [b"%d" % (n % (number - 10)) for n in range(number)]  # ten of them twice
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(partial(files.save, tmp_path / "image.jpg"), contents))
+        assert {path.read_bytes() for path in tmp_path.iterdir()} == set(contents)
+        assert len(list(tmp_path.iterdir())) == number - 10, again
+        assert looked["names"] <= 2 * number
+
+
+def test_a_copy_that_failed_leaves_its_name_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, path = classify.NewFiles(), tmp_path / "a.png"
+    files.save(path, b"one")
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            files.save(path, b"two")
+    for content in (b"two", b"one", b"three"):
+        files.save(path, content)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
+        "a.png": b"one",
+        "a_2.png": b"two",
+        "a_3.png": b"three",
+    }
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "猫" * 83 + "xx.jpg", "x" * 247 + ".jpg", "x" * 245 + ".JPEG"])
+def test_names_of_any_length_get_heatmaps_and_copies(
+    name: str, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for n, folder in enumerate(("a", "b", "sorted")):
+        Path(folder).mkdir()
+        Path(folder, name).write_bytes(encode(noise(50, 50, n)))
+    Path("a", name[1:]).write_bytes(encode(noise(50, 50)))
+    Path("sorted").rename("mine")
+    for _ in range(2):
+        for folder in ("a", "b", "mine"):
+            arguments = (folder, "--csv", f"{folder}.csv", "--copy-to", "sorted", "--overlays", "heat")
+            assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+        assert len(list(Path("sorted").rglob("*.*"))) == 4
+        heatmaps = list(Path("heat").rglob("*.png"))
+        assert len(heatmaps) == 4
+    files = classify.NewFiles()
+    files.save(classify.overlay_path(Path("heat"), Path("a", name)), b"another")  # as of a picture that was replaced
+    (other,) = set(Path("heat").rglob("*.png")) - set(heatmaps)
+    assert other.read_bytes() == b"another"
+    assert classify.OVERLAY.search(str(other))  # so it is not taken for a picture later
+
+
+@pytest.mark.parametrize("place", ["-", "/dev/stdout", "/dev/fd/1"])
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_tables_go_to_standard_output(
+    *,
+    kind: str,
+    place: str,
+    folder: Path,
+    tiny_classifier: Classifier,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run(monkeypatch, classify.main, tiny_classifier, "meme/one", f"--{kind}", place) == 0
+    said = capsys.readouterr()
+    rows = list(csv.DictReader(StringIO(said.out))) if kind == "csv" else [*map(json.loads, said.out.splitlines())]
+    assert [row["path"] for row in rows] == [f"meme/one/{n}.png" for n in range(4)]
+    assert "4 pictures classified" in said.err
+    assert not Path("-").exists()
+
+
+def test_a_table_on_standard_output_is_whole_beside_a_resumed_one(
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    arguments = (folder, "--csv", tmp_path / "a.csv", "--json", "-")
+    for _ in range(2):
+        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+        assert len(capfd.readouterr().out.splitlines()) == 16
+        assert len(rows_of(tmp_path / "a.csv")) == 16
+
+
+def test_a_named_pipe_takes_a_table(
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        text = reader.submit(pipe.read_text)
+        assert run(monkeypatch, classify.main, tiny_classifier, folder, "--csv", pipe) == 0
+        assert len(list(csv.DictReader(StringIO(text.result())))) == 16
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--parquet", "-"], "a Parquet table cannot go to standard output"),
+        (["--parquet", "/dev/stdout"], "a Parquet table cannot go to standard output"),
+        (["--csv", "-", "--json", "/dev/stdout"], "two tables cannot be one file"),
+        (["--csv", "-", "--engine", "ray"], "the table is a folder"),
+    ],
+)
+def test_what_cannot_go_to_standard_output_is_refused(
+    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, classify.main, None, "x.png", *arguments)
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_second_run_into_the_same_table_is_refused(
+    *,
+    kind: str,
+    folder: Path,
+    tiny_classifier: Classifier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table, link = tmp_path / "table", tmp_path / "link"
+    link.symlink_to(table)
+    with lock_tables([table]):
+        for name in (table, link):
+            assert run(monkeypatch, classify.main, tiny_classifier, folder, f"--{kind}", name) == 2
+            assert f"Another run is writing to {name}" in capsys.readouterr().err
+        assert not table.exists()
+    assert run(monkeypatch, classify.main, tiny_classifier, folder, f"--{kind}", link) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "link", "table"]

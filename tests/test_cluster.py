@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 import classify
 import cluster
-from images import MAX_MEGABYTES, find_pictures, open_picture, to_square
+from images import MAX_MEGABYTES, PictureSearch, find_pictures, open_picture, to_square
 from model import MEME, Classifier
 from tables import BadTable
 
@@ -119,6 +119,22 @@ def test_pictures_are_found_and_read_anywhere() -> None:
     assert (seen["square"] == to_square(open_picture(content), 32)).all()
     missing = cluster.see({"path": b"x", "place": b"memory://album/none.jpg"}, 32)
     assert missing["error"].startswith("This file cannot be read: ")
+
+
+def test_a_search_of_an_address_leaves_out_what_a_folder_search_does() -> None:
+    files = fsspec.filesystem("memory")
+    content = encode(noise(40, 40))
+    names = ["a.HIF", "._a.jpg", "@eaDir/a.jpg", "x/.thumbnails/y/a.jpg", "x/no_ending", "__MACOSX/a.jpg", "jpg"]
+    for name in names:
+        files.pipe(f"/nas/{name}", content)
+    files.pipe("/nas/notes.txt", b"BMW")
+    search = PictureSearch()
+    assert cluster.list_pictures_at("memory://nas", search) == ["memory:///nas/a.HIF"]
+    assert search.skipped_files == {f"/nas/{name}" for name in ("._a.jpg", "x/no_ending", "jpg", "notes.txt")}
+    assert search.hidden_folders == {"/nas/@eaDir/", "/nas/x/.thumbnails/", "/nas/__MACOSX/"}
+    assert cluster.list_pictures_at("memory://nas/@eaDir") == ["memory:///nas/@eaDir/a.jpg"]
+    found = cluster.list_pictures_at("memory://nas", PictureSearch(include_hidden=True, all_files=True))
+    assert found == sorted(f"memory:///nas/{name}" for name in names)
 
 
 def test_what_is_too_large_is_not_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,10 @@
+import csv
 import os
+import shutil
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +14,19 @@ import pytest
 import tables
 from images import BadImage
 from model import MEME, NOT_SURE, Prediction
-from tables import READERS, BadTable, Row, Table, csv_text, read_table, resume_table, row_of
+from tables import (
+    COLUMNS,
+    READERS,
+    BadTable,
+    Row,
+    Table,
+    csv_cells,
+    csv_text,
+    lock_tables,
+    read_table,
+    resume_table,
+    row_of,
+)
 
 SHA = "0123456789abcdef"
 ROWS = [
@@ -126,9 +142,9 @@ def test_an_empty_file_is_a_table_without_rows(kind: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
-def test_a_table_without_rows_can_be_gone_on_with(kind: str, tmp_path: Path) -> None:
+def test_a_table_without_rows_can_be_resumed(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "table"
-    open_table(path, kind, SHA, NAMES)  # and then killed: nothing is closed
+    open_table(path, kind, SHA, NAMES)  # as if killed: nothing is closed
     assert open_table(path, kind, SHA, NAMES)[1] == {}
 
 
@@ -187,3 +203,79 @@ def test_answers_of_two_checkpoints_do_not_mix(kind: str, tmp_path: Path) -> Non
     with pytest.raises(BadTable, match="another checkpoint"):
         open_table(path, kind, "f" * 64, NAMES)
     assert list(READERS[kind](path)) == ROWS[:1]
+
+
+def saved_by_excel(delimiter: str, line_end: str) -> str:
+    """The table as Excel writes it: numbers as the country does, quotes only where needed."""
+    text = StringIO(newline="")
+    writer = csv.writer(text, delimiter=delimiter, lineterminator=line_end)
+    writer.writerow(COLUMNS)
+    for row in ROWS:
+        path, label, probability, *others = csv_cells(row)
+        number = f"{float(probability):g}" if probability else ""  # 1.0 becomes 1
+        writer.writerow((path, label, number.replace(".", ",") if delimiter == ";" else number, *others))
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("line_end", ["\r\n", "\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_that_a_spreadsheet_saved_is_resumed(
+    delimiter: str, encoding: str, line_end: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "table"
+    path.write_bytes((saved_by_excel(delimiter, line_end) + delimiter * 5 + line_end).encode(encoding))
+    assert list(READERS["csv"](path)) == ROWS
+    table, done = open_table(path, "csv", SHA, NAMES)
+    table.write(ROWS[1])
+    table.close()
+    assert len(done) == 3
+    assert path.read_text(encoding="utf-8").startswith("\ufeffpath,label,")
+    assert list(READERS["csv"](path)) == [ROWS[0], *ROWS[2:], ROWS[1]]
+
+
+@pytest.mark.parametrize("way", ["rename", "copy", "write", "link"])
+def test_what_an_older_file_has_replaced_is_answered_again(way: str, tmp_path: Path) -> None:
+    picture, other = tmp_path / "a.png", tmp_path / "older.png"
+    other.write_bytes(b"other")
+    os.utime(other, (1, 1))
+    (tmp_path / "first.png").write_bytes(b"first")  # of the same size
+    if way == "link":
+        picture.symlink_to("first.png")
+    else:
+        picture.write_bytes(b"first")
+    row = row_of(str(picture), Prediction(MEME, 0.9, MEME), SHA)
+    table, _ = open_table(tmp_path / "table", "csv", SHA, [row.path])
+    table.write(row)
+    table.close()
+    written = (tmp_path / "table").stat().st_mtime_ns
+    (clock := tmp_path / "clock").touch()
+    while clock.stat().st_ctime_ns <= written:  # some milliseconds, until the file system's clock ticks
+        clock.touch()
+    if way == "rename":
+        other.replace(picture)
+    elif way == "copy":
+        picture.unlink()
+        shutil.copy2(other, picture)
+    elif way == "link":
+        picture.unlink()
+        picture.symlink_to(other.name)
+    else:
+        picture.write_bytes(b"other")
+        os.utime(picture, (1, 1))
+    assert picture.stat().st_mtime_ns < written
+    table, done = open_table(tmp_path / "table", "csv", SHA, [row.path])
+    table.close()
+    assert done == {}
+
+
+def test_tables_are_locked_for_one_run(tmp_path: Path) -> None:
+    tables_at = [tmp_path / "a.csv", tmp_path / "b.json"]
+    with lock_tables(tables_at), ExitStack() as other:
+        for path in tables_at:
+            with pytest.raises(BadTable, match="Another run is writing to"):
+                other.enter_context(lock_tables([tmp_path / "free", path]))
+    (tmp_path / "a.csv.lock").touch()  # of a run that was killed
+    with lock_tables(tables_at):
+        pass
+    assert not list(tmp_path.iterdir())
