@@ -10,16 +10,17 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from threading import Lock
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -32,19 +33,25 @@ from engine import best_engine, load_fastest, usable_cores
 from gradcam import Explanation, explain_inputs, overlay_png, pad_to_picture
 from images import SUFFIXES, BadImage, PictureSearch, has_signature, has_suffix, open_picture, to_square
 from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
+from photo_library import DEFAULT_TAG, STYLES, parse_tag
 from tables import (
     BYTE_ORDER_MARK,
     READERS,
     STANDARD_OUTPUT,
     BadTable,
     Row,
+    Table,
     decode_text,
     is_stream,
     lock_path,
     lock_tables,
     open_tables,
+    read_table,
     row_of,
 )
+
+if TYPE_CHECKING:  # its packages are not in requirements.txt
+    from photo_library.sidecars import Sidecars
 
 BATCH = 16
 VERDICTS = (MEME, NOT_MEME, NOT_SURE)
@@ -62,6 +69,10 @@ Square = NDArray[np.uint8]
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class MissingPackage(ValueError):
+    """A package that an option needs is not installed; its text says how to get it."""
 
 
 class BadList(ValueError):
@@ -344,15 +355,34 @@ def save_failure(error: OSError) -> str:
     return f"Its copy or heatmap cannot be saved: {error.strerror or error}."
 
 
-def classify_and_save(
-    classifier: Classifier, paths: list[Path], copies: Path | None, overlays: Path | None, files: NewFiles
-) -> Iterator[tuple[Path, Prediction | BadImage, str | None]]:
-    """Like `classify`, but also copy the pictures and save their heatmaps if there are folders for them.
+@dataclass(frozen=True)
+class Work:
+    """What a run does with each picture.
+
+    Attributes:
+        classifier: answers.
+        copies: the folder for copies, if any.
+        overlays: the folder for heatmaps, if any.
+        sidecars: writes sidecars, if any.
+        is_watch: whether files may vanish before they are opened; they get no row then.
+        files: saves copies and heatmaps.
+    """
+
+    classifier: Classifier
+    copies: Path | None
+    overlays: Path | None
+    sidecars: "Sidecars | None"
+    is_watch: bool
+    files: NewFiles = field(default_factory=NewFiles)
+
+
+def classify_and_save(work: Work, paths: list[Path]) -> Iterator[tuple[Path, Prediction | BadImage, str | None]]:
+    """Like `classify`, but also copy the pictures, save their heatmaps and write their sidecars, if asked to.
 
     Each answer comes when its files are complete, with one sentence if they cannot be saved.
     """
-    if not copies and not overlays:
-        yield from ((path, answer, None) for path, answer in classify(classifier, paths))
+    if not work.copies and not work.overlays and not work.sidecars:
+        yield from ((path, answer, None) for path, answer in classify(work.classifier, paths))
         return
 
     def save(
@@ -363,21 +393,28 @@ def classify_and_save(
             return path, answer, None
         prediction = answer.prediction if isinstance(answer, Explanation) else answer
         try:
-            if copies:
-                copy_to(copies, path, prediction.verdict, files)
-            if overlays and isinstance(answer, Explanation):
-                save_overlay(classifier, overlays, path, answer, files)
+            if work.copies:
+                copy_to(work.copies, path, prediction.verdict, work.files)
+            if work.overlays and isinstance(answer, Explanation):
+                save_overlay(work.classifier, work.overlays, path, answer, work.files)
         except BadImage as error:  # the file changed meanwhile
             return path, error, None
         except OSError as error:
             return path, prediction, save_failure(error)
-        return path, prediction, None
+        return path, prediction, tag(work, path, prediction.verdict, prediction.meme_probability)
 
     def answer(inputs: Tensor) -> Sequence[Prediction | Explanation]:
-        return explain_inputs(classifier, inputs) if overlays else classifier.answer(inputs)
+        return explain_inputs(work.classifier, inputs) if work.overlays else work.classifier.answer(inputs)
 
     with ThreadPoolExecutor(usable_cores()) as pool:
-        yield from map_in_order(pool, save, classify_batches(classifier, paths, answer), ahead=2 * BATCH)
+        yield from map_in_order(pool, save, classify_batches(work.classifier, paths, answer), ahead=2 * BATCH)
+
+
+def tag(work: Work, path: Path, verdict: str, meme_probability: float) -> str | None:
+    """Write a picture's sidecar if there are to be any; return one sentence if it cannot be written."""
+    if not work.sidecars:
+        return None
+    return work.sidecars.try_write(path, verdict, meme_probability, work.classifier.sha256)
 
 
 def copy_answered(copies: Path, paths: list[Path], done: dict[str, Row], files: NewFiles) -> int:
@@ -389,6 +426,18 @@ def copy_answered(copies: Path, paths: list[Path], done: dict[str, Row], files: 
         except OSError as error:
             failed += 1
             tqdm.write(f"{path}: {save_failure(error)}", file=sys.stderr)
+    return failed
+
+
+def tag_answered(work: Work, paths: list[Path], done: dict[str, Row]) -> int:
+    """Write the sidecars that earlier runs did not write; return how many cannot be written."""
+    failed = 0
+    for path in tqdm([path for path in paths if str(path) in done], desc="Sidecars", unit="picture", leave=False):
+        row = done[str(path)]
+        failure = tag(work, path, row.verdict or NOT_SURE, row.meme_probability or 0.0)
+        if failure:
+            failed += 1
+            tqdm.write(f"{path}: {failure}", file=sys.stderr)
     return failed
 
 
@@ -417,6 +466,13 @@ def parse_arguments() -> argparse.Namespace:
         outputs.add_argument(f"--{kind}", metavar="FILE", help=f"a table in {title}{place}")
     outputs.add_argument("--copy-to", type=Path, metavar="DIR", help="copies, in meme/, not_meme/ and not_sure/")
     outputs.add_argument("--overlays", type=Path, metavar="DIR", help="pictures with their heatmaps")
+    library = parser.add_argument_group("for photo libraries (docs/photo-libraries.md, docs/watch.md)")
+    library.add_argument("--xmp", action="store_true", help="tags in an XMP sidecar beside each picture")
+    library.add_argument("--xmp-style", choices=STYLES, help="name it cat.jpg.xmp (the default) or cat.xmp")
+    library.add_argument("--xmp-tag", metavar="TAG", help=f"write TAG|Meme; the default TAG is {DEFAULT_TAG}")
+    library.add_argument("--xmp-only", choices=VERDICTS, help="write tags for this verdict alone")
+    library.add_argument("--xmp-remove", action="store_true", help="remove the tags that --xmp wrote")
+    library.add_argument("--watch", action="store_true", help="go on with pictures that come into the folders later")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT, help="another network")
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="this machine, or a cluster (docs/cluster.md)"
@@ -428,12 +484,40 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("two tables cannot be one file")
     if "parquet" in arguments.tables and is_stream(arguments.tables["parquet"]):
         parser.error("a Parquet table cannot go to standard output or a pipe; name a file")
+    check_library_arguments(parser, arguments)
     if arguments.engine == "ray":
         if len(arguments.tables) != 1 or arguments.copy_to or arguments.overlays:
             parser.error(f"with --engine ray there must be one of --{', --'.join(READERS)}, and no copies or overlays")
         if any(map(is_stream, arguments.tables.values())):
             parser.error("with --engine ray the table is a folder; it cannot go to standard output or a pipe")
     return arguments
+
+
+def check_library_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse options for photo libraries that do not go together, and fill in the defaults."""
+    options = {"--xmp": arguments.xmp, "--xmp-remove": arguments.xmp_remove, "--watch": arguments.watch}
+    asked = [option for option, is_asked in options.items() if is_asked]
+    if asked and arguments.engine == "ray":
+        parser.error(f"{asked[0]} works on the machine that has the pictures; leave out --engine ray")
+    writes = arguments.tables or arguments.copy_to or arguments.overlays
+    if arguments.xmp_remove and (len(asked) > 1 or writes):
+        parser.error("--xmp-remove removes tags and does nothing else; run the other options in a command of their own")
+    for option in ("style", "tag", "only"):
+        if getattr(arguments, f"xmp_{option}") is not None and not arguments.xmp:
+            parser.error(f"--xmp-{option} says how to write sidecars; add --xmp")
+    arguments.xmp_style = arguments.xmp_style or STYLES[0]
+    try:
+        arguments.xmp_tag = parse_tag(DEFAULT_TAG if arguments.xmp_tag is None else arguments.xmp_tag)
+    except ValueError as error:
+        parser.error(f"--xmp-tag: {error}")
+    if arguments.watch:
+        if "parquet" in arguments.tables:
+            parser.error("a Parquet table cannot be read before its end; with --watch, use --csv or --json")
+        if len(set(map(is_stream, arguments.tables.values()))) > 1:
+            parser.error("with --watch, all tables are files, or there is one on standard output")
+        for path in arguments.paths:
+            if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir can raise)
+                parser.error(f"--watch needs folders; {path} is none")
 
 
 def main() -> int:
@@ -448,8 +532,8 @@ def main() -> int:
         if arguments.engine == "ray":
             return run_on_cluster(arguments)
         with ExitStack() as stack:
-            return run(arguments, stack)
-    except (BadCheckpoint, BadList, BadTable) as error:
+            return remove_xmp_tags(arguments) if arguments.xmp_remove else run(arguments, stack)
+    except (BadCheckpoint, BadList, BadTable, MissingPackage) as error:
         return refuse(str(error))
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -467,7 +551,7 @@ def search_from(arguments: argparse.Namespace) -> PictureSearch:
     return PictureSearch(arguments.include_hidden, arguments.follow_links, arguments.all_files)
 
 
-def pictures_for(arguments: argparse.Namespace, tables: Iterable[Path]) -> list[Path]:
+def pictures_for(arguments: argparse.Namespace, tables: Iterable[Path], *, quiet: bool = False) -> list[Path]:
     """The pictures that the command line names, less those that an earlier run saved as copies and heatmaps."""
     copies = [os.path.realpath(arguments.copy_to / verdict) + os.sep for verdict in VERDICTS if arguments.copy_to]
     overlays = [os.path.realpath(arguments.overlays) + os.sep] if arguments.overlays else []
@@ -482,6 +566,8 @@ def pictures_for(arguments: argparse.Namespace, tables: Iterable[Path]) -> list[
             saved += 1
         else:
             paths.append(path)
+    if quiet:
+        return paths
     say_what_was_found(search, len(paths), tables)
     if saved:
         print(f"{saved} pictures in the folders for copies and heatmaps are left out", file=sys.stderr)
@@ -490,30 +576,60 @@ def pictures_for(arguments: argparse.Namespace, tables: Iterable[Path]) -> list[
 
 def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     """Classify on this machine; `stack` closes the tables. Returns the exit code."""
+    if arguments.watch:  # services are stopped with SIGTERM
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
     tables_at = {kind: Path(file) for kind, file in arguments.tables.items()}
     for folder in [arguments.copy_to, arguments.overlays, *(file.parent for file in tables_at.values())]:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)  # fails before all work, not after it
+    sidecars = sidecars_for(arguments)
     stack.enter_context(lock_tables(tables_at.values()))
     paths = pictures_for(arguments, tables_at.values())
+    later = pictures_later(arguments, tables_at.values(), paths) if arguments.watch else None
     if arguments.overlays:  # heatmaps need gradients
         classifier = Classifier.load(arguments.checkpoint)
     else:
         classifier = load_fastest(arguments.checkpoint)
         print(f"Engine: {best_engine()}", file=sys.stderr)
-    tables = open_tables(tables_at, classifier.sha256, set(map(str, paths)), stack)
+    closing = stack.enter_context(ExitStack())
+    tables = open_tables(tables_at, classifier.sha256, set(map(str, paths)), closing)
+    work = Work(classifier, arguments.copy_to, arguments.overlays, sidecars, is_watch=arguments.watch)
+    code = answer(work, tables, paths)
+    if later is None:
+        return code
+    print("Watching for new pictures. Press Ctrl-C to stop.", file=sys.stderr)
+    try:
+        answer_later(work, tables_at, tables, closing, later=later, answered=set(map(str, paths)))
+    except KeyboardInterrupt:
+        print("Stopped watching.", file=sys.stderr)
+    return 0
+
+
+def answer(work: Work, tables: list[tuple[Table, dict[str, Row]]], paths: list[Path]) -> int:
+    """Classify pictures, save what is to be saved of each, and write the rows that the tables lack.
+
+    Args:
+        work: what to do.
+        tables: as `open_tables` returns them.
+        paths: of the pictures.
+
+    Returns:
+        The exit code.
+    """
     done = {path: row for path, row in tables[0][1].items() if all(path in rows for _, rows in tables)}
-    if arguments.overlays:
-        done = {path: row for path, row in done.items() if os.path.exists(overlay_path(arguments.overlays, Path(path)))}  # noqa: PTH110  (Path.exists can raise)
+    if work.overlays:
+        done = {path: row for path, row in done.items() if os.path.exists(overlay_path(work.overlays, Path(path)))}  # noqa: PTH110  (Path.exists can raise)
     todo = [path for path in paths if str(path) not in done]
     if len(todo) < len(paths):
         print(f"{len(paths) - len(todo)} of {len(paths)} pictures were answered before", file=sys.stderr)
-    files = NewFiles()
-    uncopied = copy_answered(arguments.copy_to, paths, done, files) if arguments.copy_to else 0
-    failed = 0
-    answers = classify_and_save(classifier, todo, arguments.copy_to, arguments.overlays, files)
-    for path, answer, unsaved in tqdm(answers, total=len(todo), unit="picture"):
-        row = row_of(str(path), answer, classifier.sha256)
+    unsaved_before = copy_answered(work.copies, paths, done, work.files) if work.copies else 0
+    if work.sidecars:
+        unsaved_before += tag_answered(work, paths, done)
+    classified = failed = 0
+    for path, answer, unsaved in tqdm(classify_and_save(work, todo), total=len(todo), unit="picture"):
+        if work.is_watch and isinstance(answer, BadImage) and not os.path.lexists(path):
+            continue
+        row = row_of(str(path), answer, work.classifier.sha256)
         row = replace(row, error=row.error or unsaved)
         for table, rows in tables:
             if row.path not in rows:
@@ -521,7 +637,80 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
         if row.error:
             failed += 1
             tqdm.write(f"{path}: {row.error}", file=sys.stderr)
-    return summarize(len(todo) - failed, failed + uncopied)
+        else:
+            classified += 1
+    return summarize(classified, failed + unsaved_before)
+
+
+def sidecars_for(arguments: argparse.Namespace) -> "Sidecars | None":
+    """What writes the sidecars that the command line asks for, if any."""
+    if not arguments.xmp:
+        return None
+    try:
+        from photo_library.sidecars import Sidecars  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingPackage(f"{error.name} is missing: pip install -r requirements-library.txt") from error
+    return Sidecars(arguments.xmp_tag, arguments.xmp_style, arguments.xmp_only)
+
+
+def remove_xmp_tags(arguments: argparse.Namespace) -> int:
+    """Remove our tags from the sidecars of the pictures. Returns the exit code."""
+    try:
+        from photo_library.sidecars import remove_tags  # noqa: PLC0415
+        from photo_library.xmp import BadSidecar  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingPackage(f"{error.name} is missing: pip install -r requirements-library.txt") from error
+    changed = failed = 0
+    for path in tqdm(pictures_for(arguments, []), unit="picture"):
+        try:
+            changed += remove_tags(path)
+        except BadSidecar as error:
+            failed += 1
+            tqdm.write(f"{path}: {error}", file=sys.stderr)
+    print(f"Tags removed from {_count(changed, 'sidecar')}, {_count(failed, 'picture')} failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def pictures_later(arguments: argparse.Namespace, tables: Iterable[Path], paths: list[Path]) -> Iterator[list[Path]]:
+    """Pictures that come into the folders after those that were found at first, or change, in batches."""
+    try:
+        from photo_library.watch import signatures, watch_pictures  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingPackage(f"{error.name} is missing: pip install -r requirements-library.txt") from error
+    folders = [Path(path) for path in arguments.paths]
+    return watch_pictures(folders, lambda: pictures_for(arguments, tables, quiet=True), signatures(paths))
+
+
+def answer_later(
+    work: Work,
+    files: dict[str, Path],
+    tables: list[tuple[Table, dict[str, Row]]],
+    closing: ExitStack,
+    *,
+    later: Iterator[list[Path]],
+    answered: set[str],
+) -> None:
+    """Answer pictures as they come, without end.
+
+    Args:
+        work: what to do with each picture.
+        files: paths of the tables by their kind.
+        tables: open, with the rows of the first pass.
+        closing: closes them.
+        later: as `pictures_later` gives them.
+        answered: paths of the pictures of the first pass.
+    """
+    sha256 = work.classifier.sha256
+    kept = {kind: file for kind, file in files.items() if not is_stream(file)}
+    in_tables = {row.path for kind, file in kept.items() for row in read_table(file, kind, sha256)}
+    for paths in later:
+        names = set(map(str, paths))
+        if names & in_tables:  # a changed picture's row is replaced; one that is not newer than its row keeps it
+            closing.close()
+            tables = open_tables(files, sha256, names, closing, again=names & answered)
+        answer(work, tables, paths)
+        answered |= names
+        in_tables |= names if kept else set()
 
 
 def run_on_cluster(arguments: argparse.Namespace) -> int:

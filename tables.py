@@ -337,7 +337,7 @@ def open_stream(path: Path, kind: str) -> Table:
 
 
 def open_tables(
-    files: dict[str, Path], sha256: str, asked: Collection[str], stack: ExitStack
+    files: dict[str, Path], sha256: str, asked: Collection[str], stack: ExitStack, again: Collection[str] = ()
 ) -> list[tuple[Table, dict[str, Row]]]:
     """Begin or resume the tables of a run.
 
@@ -346,6 +346,7 @@ def open_tables(
         sha256: of the checkpoint that will answer.
         asked: the paths of the pictures to classify.
         stack: closes the tables.
+        again: those of them to classify again, whatever the tables have.
 
     Returns:
         Each table, with its rows of pictures that need not be classified again, by their paths.
@@ -357,6 +358,7 @@ def open_tables(
     if not files:
         files = {"csv": Path(STANDARD_OUTPUT[0])}
     rows = {kind: read_table(file, kind, sha256) for kind, file in files.items() if not is_stream(file)}
+    rows = {kind: [row for row in old if row.path not in again] for kind, old in rows.items()}
     tables: list[tuple[Table, dict[str, Row]]] = []
     for kind, file in files.items():
         table, done = resume_table(file, kind, rows[kind], asked) if kind in rows else (open_stream(file, kind), {})
