@@ -23,6 +23,7 @@ ENTRYPOINT ["python", "classify.py"]
 
 FROM program
 COPY .streamlit .streamlit
+COPY formats formats
 COPY examples examples
 # The page says what its probabilities are worth on unseen pictures.
 COPY outputs/metrics.json outputs/

@@ -39,7 +39,8 @@ from model import Classifier
 from tables import SCHEMA, BadTable, Row, arrow_table, csv_arrow_table, row_of
 
 HERE = Path(__file__).parent
-MODULES = ("borders", "cluster", "engine", "images", "model", "tables")  # what other machines need of this project
+# What other machines need of this project.
+MODULES = ("borders.py", "cluster.py", "engine.py", "formats", "images.py", "model.py", "tables.py")
 BATCH = 16  # pictures that the network answers at once
 BLOCK = 64  # pictures of one task, which is done again if its machine is lost
 
@@ -204,7 +205,7 @@ def classify_on_cluster(
         raise BadEngine(f"There is no {quantized_path(checkpoint).name}. Make it with `python -m training.quantize`.")
     items = [{"path": os.fsencode(p), "place": os.fsencode(p if is_address(p) else Path(p).absolute())} for p in paths]
     with named(f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}"):
-        ray.init(runtime_env={"py_modules": [str(HERE / f"{name}.py") for name in MODULES]}, log_to_driver=False)
+        ray.init(runtime_env={"py_modules": [str(HERE / name) for name in MODULES]}, log_to_driver=False)
     try:
         cores, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
         if device not in (AUTO, "cpu") and not gpus:

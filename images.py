@@ -1,4 +1,4 @@
-"""Opening pictures that strangers send: the one way in for page, command line, training and evaluation."""
+"""Open untrusted pictures: the one way in for page, command line, HTTP, training and evaluation."""
 
 import fnmatch
 import glob
@@ -12,16 +12,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pillow_heif import register_heif_opener
 
 from borders import content_box
+from formats.identify import DAMAGED, NOT_READ, why_unreadable
+from formats.jpeg import JPEG_START, START_OF_SCAN, JpegFile, ends_in_grey, missing_share
+from formats.png import PNG_START, essential_png
 
 # Pillow would open over forty formats by their first bytes; nearly all of its security
-# advisories live in the ones left out here. "JPEG" also admits the MPO files of phones.
+# advisories concern the ones left out here. "JPEG" also admits the MPO files of phones.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIF")
 JPEG = ("JPEG", "MPO")  # what Pillow calls them once they are open
 FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, AVIF or HEIC"
@@ -44,19 +48,25 @@ ISO_MEDIA_BRANDS = (  # ISO 14496-12: bytes 8 to 12 of AVIF and HEIF files
 SIGNATURE_BYTES = 18
 
 MAX_MEGABYTES = 10
-MAX_JPEG_PIXELS = 64_000_000  # 50-megapixel phones pass: JPEGs are decoded at a fraction of their size
 MAX_PIXELS = 36_000_000
-MEGAPIXELS = f"the limit is {MAX_PIXELS // 1_000_000} megapixels, for JPEG {MAX_JPEG_PIXELS // 1_000_000}"
+MAX_JPEG_PIXELS = 64_000_000  # 50-megapixel phones pass: JPEGs are decoded at a fraction of their size
+MAX_HEIC_PIXELS = 50_000_000  # 48-megapixel phones pass; decoding takes 350 MB
+MEGAPIXELS = (
+    f"the limit is {MAX_PIXELS // 1_000_000} megapixels, for JPEG {MAX_JPEG_PIXELS // 1_000_000} "
+    f"and for HEIC {MAX_HEIC_PIXELS // 1_000_000}; save it smaller or as JPEG"
+)
 MAX_SIDE = 20_000  # pixels
 MIN_SIDE = 16  # pixels
 MAX_JPEG_SCANS = 100  # cameras write 1, progressive files about 10; each costs a pass over all pixels
+MAX_MISSING = 0.05  # share of a JPEG's area that may be missing
+MAX_FRAMES = 50  # of an animation that are searched for one that shows something
+ONE_COLOUR = 8  # of 255 steps by which a picture of one colour may vary, after lossy compression
 JPEG_DRAFT_SIDE = 1000  # pixels of the longest side; a quarter of a 12-megapixel photo's
 JPEG_DRAFT_SHORT_SIDE = 320  # pixels; twice the network's input
 SHOWN_SIDE = 1460  # pixels; Streamlit encodes anything wider a second time
 SHORT_SIDE = 160  # pixels that the other side keeps; the network's input
 WHOLE_SIDE = 4700  # pixels; a 16-megapixel photo's
 ORIENTATION = 0x0112  # EXIF 2.32
-START_OF_SCAN = (0xFF, 0xDA)  # ITU T.81, table B.1; never inside a scan's own data
 
 register_heif_opener()
 # Both are process-wide and set once: per-call `warnings.catch_warnings` is not thread-safe.
@@ -65,25 +75,26 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 class BadImage(ValueError):
-    """A picture that cannot be used; its text is one sentence for the person who sent it."""
+    """A picture that cannot be used. Its text is one sentence for the person who sent it."""
 
 
 def open_picture(source: bytes | str | os.PathLike[str], *, whole: bool = False) -> Image.Image:
-    """Turn untrusted bytes, or the file at a path, into an upright RGB picture.
+    """Decode untrusted bytes, or the file at a path, into an upright RGB picture.
 
-    The first frame stands for an animation (then `info["animated"]` is true), transparency
-    is laid over white, and the longest side is at most `SHOWN_SIDE` pixels, or the
-    other `SHORT_SIDE`.
+    Animations are represented by their first frame that is not of one colour. Transparent pictures are placed on
+    white, or on grey if white would hide all of them. The longest side is at most `SHOWN_SIDE` pixels, unless that
+    would leave less than `SHORT_SIDE` of the other.
 
     Args:
-        source: the encoded picture, or where it lies.
-        whole: at its own size instead, up to `WHOLE_SIDE`: to be kept, not to be judged.
+        source: the encoded picture, or its path.
+        whole: keep the picture's own size, up to `WHOLE_SIDE`: for storing a picture, not for classifying it.
 
     Returns:
-        A loaded picture in mode RGB, without metadata.
+        A loaded picture in mode RGB without metadata. Its `info` has the keys "animated" (bool), "frame" (index of the
+        frame) and "warning" (a sentence for the user if a part of the picture is missing, else empty).
 
     Raises:
-        BadImage: for whatever is not a readable picture within the limits.
+        BadImage: if this is not a readable picture within the limits.
     """
     data = source if isinstance(source, bytes) else _read_file(Path(source))
     if not data:
@@ -91,34 +102,32 @@ def open_picture(source: bytes | str | os.PathLike[str], *, whole: bool = False)
     if len(data) > MAX_MEGABYTES * 1_000_000:
         raise BadImage(_too_many_bytes(len(data)))
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        file = _as_file(data)
+        with Image.open(file, formats=FORMATS) as image:
             _check_size(image)
-            if image.format in JPEG and _scans(data) > MAX_JPEG_SCANS:
+            if image.format in JPEG and _count_scans(data) > MAX_JPEG_SCANS:
                 raise BadImage("This JPEG has more scans than any camera or program writes.")
-            return _decode(image, whole)
+            return _decode(image, file, whole)
     except BadImage:
         raise
-    except UnidentifiedImageError as error:
-        raise BadImage(f"This file is not a picture in a format we read: {FORMAT_NAMES}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise BadImage(f"This picture is too large to open safely; {MEGAPIXELS}.") from error
     except Exception as error:  # decoders fed with hostile bytes raise nearly anything
-        raise BadImage("This picture is damaged or incomplete and cannot be opened.") from error
+        raise BadImage(why_unreadable(data) or f"{NOT_READ}: {FORMAT_NAMES}.") from error
 
 
 def to_square(picture: Image.Image, side: int) -> NDArray[np.uint8]:
-    """All of a picture that is `content_box`, on a square of `side` pixels, of shape (side, side, 3).
+    """Crop a picture to its `content_box` and stretch it to a square array of shape (side, side, 3).
 
-    Memes carry their captions at the edges, which a centre crop cuts off; letterboxing would keep the
-    proportions, but spends a third of the square on padding for a 3:2 photo and looks like the white
-    bar above a captioned picture.
+    A centre crop would cut off captions, which stand at the edges of memes. Letterboxing would spend a third of the
+    square on padding for a 3:2 photo, and look like the white bar above a captioned picture.
     """
     box = content_box(picture)
     return resize_to_square(picture.crop(box) if box else picture, side)
 
 
 def resize_to_square(picture: Image.Image, side: int) -> NDArray[np.uint8]:
-    """The same of what is no longer to be searched for a frame."""
+    """Stretch a picture, without cropping it first, to a square array of shape (side, side, 3)."""
     return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
@@ -325,7 +334,8 @@ def _too_many_bytes(size: int) -> str:
 
 def _check_size(image: Image.Image) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS and image.format not in JPEG:
+    limits = {"JPEG": MAX_JPEG_PIXELS, "MPO": MAX_JPEG_PIXELS, "HEIF": MAX_HEIC_PIXELS}
+    if width * height > limits.get(image.format or "", MAX_PIXELS):
         raise BadImage(f"This picture has {width} × {height} pixels; {MEGAPIXELS}.")
     if max(width, height) > MAX_SIDE:
         raise BadImage(f"This picture has {width} × {height} pixels; no side may exceed {MAX_SIDE}.")
@@ -333,42 +343,103 @@ def _check_size(image: Image.Image) -> None:
         raise BadImage(f"This picture has {width} × {height} pixels; each side needs at least {MIN_SIDE}.")
 
 
-def _scans(data: bytes) -> int:
-    """How many scans a JPEG has at most."""
-    code = np.frombuffer(data, np.uint8)  # bytes.count takes four times as long, 5 % of opening a photo
-    return int(np.count_nonzero((code[:-1] == START_OF_SCAN[0]) & (code[1:] == START_OF_SCAN[1])))
+def _count_scans(jpeg: bytes) -> int:
+    """The number of a JPEG's scans, or more: thumbnails are counted, too."""
+    code = np.frombuffer(jpeg, np.uint8)
+    markers = code[np.flatnonzero(code[:-1] == 0xFF) + 1]  # bytes.count takes 5 % of the time to open a photo
+    return int(np.count_nonzero(markers == START_OF_SCAN))
 
 
-def _decode(image: Image.Image, whole: bool) -> Image.Image:
+def _as_file(data: bytes) -> BytesIO:
+    """The file for Pillow, after repairs that make it read what browsers show."""
+    if data.startswith(JPEG_START):
+        return JpegFile(data)
+    return BytesIO(essential_png(data) if data.startswith(PNG_START) else data)
+
+
+def _decode(image: Image.Image, file: BytesIO, whole: bool) -> Image.Image:
     draft_side, most = (WHOLE_SIDE, WHOLE_SIDE) if whole else (JPEG_DRAFT_SIDE, SHOWN_SIDE)
-    longest = max(image.size)
-    wanted = [max(JPEG_DRAFT_SHORT_SIDE, draft_side * side // longest) for side in image.size]
-    image.draft("RGB", (wanted[0], wanted[1]))  # no smaller than that; does nothing to other formats
+    size = image.size
+    image.draft("RGB", _draft_size(size, draft_side))  # no smaller than that; does nothing to most formats
     image.load()
+    warning = ""
+    if isinstance(file, JpegFile) and (file.ran_out or ends_in_grey(image)):
+        warning = _warn_of_missing(missing_share(file.getvalue(), _draft_size(size, JPEG_DRAFT_SIDE)))
     most = max(most, math.ceil(max(image.size) * SHORT_SIDE / min(image.size)))  # a strip must not become a thread
-    picture = _to_rgb(image, most)
+    frame, picture = 0, _to_rgb(_on_canvas(image), most)
+    # Phones keep second pictures in MPO and HEIC, which are no animations.
+    animated = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
+    if animated and _is_one_colour(picture):
+        frame, picture = _find_visible_frame(image, picture.copy(), most)
     picture.thumbnail((most, most))
     with suppress(Exception):  # broken metadata is no reason to refuse good pixels
         picture.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
         ImageOps.exif_transpose(picture, in_place=True)
-    # Phones keep second pictures in MPO and HEIC, which are no animations.
-    animated = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
-    picture.info = {"animated": animated}
+    picture.info = {"animated": animated, "frame": frame, "warning": warning}
     picture.getexif().clear()
     return picture
 
 
+def _draft_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """The least size at which a JPEG is decoded, whose longest side then has this many pixels."""
+    width, height = (max(JPEG_DRAFT_SHORT_SIDE, side * length // max(size)) for length in size)
+    return width, height
+
+
+def _warn_of_missing(share: float) -> str:
+    if share > MAX_MISSING:
+        raise BadImage(DAMAGED)
+    return f"The last {max(share, 0.01):.0%} of this picture is missing, because its file ends early." if share else ""
+
+
+def _find_visible_frame(image: Image.Image, first: Image.Image, most: int) -> tuple[int, Image.Image]:
+    """Index and picture of the first frame that is not of one colour, for an animation that fades in."""
+    with suppress(Exception):  # raised at the animation's end, or where it is damaged
+        for index in range(1, min(MAX_FRAMES, MAX_PIXELS // (image.width * image.height))):
+            image.seek(index)
+            picture = _to_rgb(image, most)
+            if not _is_one_colour(picture):
+                return index, picture
+    return 0, first
+
+
+def _on_canvas(image: Image.Image) -> Image.Image:
+    """The whole canvas of a first frame that covers a part of it. Pillow fills the rest with some colour."""
+    extent = getattr(image, "dispose_extent", None)  # of GIF and APNG
+    if extent is None or extent == (0, 0, *image.size):
+        return image
+    canvas = Image.new("RGBA", image.size)
+    canvas.paste(image.crop(extent).convert("RGBA"), extent[:2])
+    return canvas
+
+
 def _to_rgb(image: Image.Image, most: int) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits per channel; Pillow's own conversion clips instead of scaling
-        pixels = np.asarray(image).astype(np.int32) >> 8
-        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        grey = Image.fromarray((values >> 8).astype(np.uint8))
+        if "transparency" not in image.info:
+            return grey.convert("RGB")
+        image = Image.merge("LA", (grey, Image.fromarray(values != image.info["transparency"]).convert("L")))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
+        if image.format == "BMP" and not layer.getchannel("A").getbbox():
+            return layer.convert("RGB")  # clipboards declare an alpha channel and leave it empty
         layer.thumbnail((most, most))  # before the second full-size copy is made
-        picture = Image.new("RGB", layer.size, "white")
-        picture.paste(layer, mask=layer.getchannel("A"))
-        return picture
+        on_white, on_grey = _on_ground(layer, "white"), _on_ground(layer, "grey")
+        return on_grey if _is_one_colour(on_white) and not _is_one_colour(on_grey) else on_white
     if image.mode == "RGB":
-        image.thumbnail((most, most))
-        return image._new(image.im)  # convert would copy the pixels, which costs a quarter of the whole opening
+        picture = image._new(image.im)  # convert would copy the pixels, which costs a quarter of the whole opening
+        picture.thumbnail((most, most))
+        return picture
     return image.convert("RGB")
+
+
+def _on_ground(layer: Image.Image, colour: str) -> Image.Image:
+    picture = Image.new("RGB", layer.size, colour)
+    picture.paste(layer, mask=layer.getchannel("A"))
+    return picture
+
+
+def _is_one_colour(picture: Image.Image) -> bool:
+    ranges = cast(tuple[tuple[int, int], ...], picture.getextrema())
+    return all(high - low <= ONE_COLOUR for low, high in ranges)

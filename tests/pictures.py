@@ -1,5 +1,7 @@
 """Pictures that tests draw on the spot."""
 
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,3 +23,24 @@ def encode(picture: Image.Image, file_format: str = "PNG", **options: Any) -> by
     buffer = BytesIO()
     picture.save(buffer, file_format, **options)
     return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, content: bytes, *, broken: bool = False) -> bytes:
+    """A chunk of a PNG, with a wrong checksum if broken (PNG specification, section 5.3)."""
+    check = zlib.crc32(content, zlib.crc32(kind)) ^ broken
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+
+def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Kind and content of a PNG's chunks."""
+    chunks, at = [], 8
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        chunks.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + length]))
+        at += 12 + length
+    return chunks
+
+
+def png_file(*chunks: bytes) -> bytes:
+    """A PNG of these chunks."""
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -11,7 +11,8 @@ from pictures import ROOT
 
 # What each folder may import besides itself and the root.
 ALLOWED = {
-    "": {"photo_library"},
+    "": {"formats", "photo_library"},
+    "formats": set[str](),
     "photo_library": set[str](),
     "evaluation": set[str](),
     "training": {"evaluation"},
@@ -40,3 +41,9 @@ def test_imports_go_one_way(folder: str, path: Path) -> None:
 def test_the_root_holds_the_product() -> None:
     product = "app borders classify cluster engine gallery gradcam images model serve sessions tables"
     assert {path.stem for path in ROOT.glob("*.py")} == set(product.split())
+
+
+def test_formats_stand_alone() -> None:
+    modules = {path.stem for path in ROOT.glob("*.py")}
+    for path in (ROOT / "formats").glob("*.py"):
+        assert not imported(path.read_text()) & modules

@@ -1,0 +1,1 @@
+"""What `images.py` must know about file formats that Pillow does not."""
