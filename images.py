@@ -21,7 +21,7 @@ from pillow_heif import register_heif_opener
 
 from borders import content_box
 from formats.identify import DAMAGED, NOT_READ, why_unreadable
-from formats.jpeg import JPEG_START, START_OF_SCAN, JpegFile, ends_in_grey, missing_share
+from formats.jpeg import JPEG_START, START_OF_SCAN, JpegFile, missing_share
 from formats.png import PNG_START, essential_png
 
 # Pillow would open over forty formats by their first bytes; nearly all of its security
@@ -363,7 +363,7 @@ def _decode(image: Image.Image, file: BytesIO, whole: bool) -> Image.Image:
     image.draft("RGB", _draft_size(size, draft_side))  # no smaller than that; does nothing to most formats
     image.load()
     warning = ""
-    if isinstance(file, JpegFile) and (file.ran_out or ends_in_grey(image)):
+    if isinstance(file, JpegFile) and file.ran_out:
         warning = _warn_of_missing(missing_share(file.getvalue(), _draft_size(size, JPEG_DRAFT_SIDE)))
     most = max(most, math.ceil(max(image.size) * SHORT_SIDE / min(image.size)))  # a strip must not become a thread
     frame, picture = 0, _to_rgb(_on_canvas(image), most)

@@ -14,7 +14,6 @@ FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # codes tha
 MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # one that a segment follows, or the last
 BLOCK = 8  # pixels along each side
 COEFFICIENTS = 64  # of a block
-NO_DATA = (128, 128)  # lowest and highest value where libjpeg had no data
 PADDING = 64  # bytes; an interrupted copy may end in that many zeros, a picture hardly
 
 
@@ -44,12 +43,6 @@ def segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         length = int.from_bytes(data[found.end() : found.end() + 2])
         yield found.start(), found[1][0], data[found.end() + 2 : found.end() + length]
         at = found.end() + length
-
-
-def ends_in_grey(image: Image.Image) -> bool:
-    """Whether the last row of a decoded JPEG may stand for missing data."""
-    row = image.crop((0, image.height - 1, *image.size))
-    return row.getextrema() in (NO_DATA, (NO_DATA,) * 3)
 
 
 def missing_share(data: bytes, draft_size: tuple[int, int]) -> float:
