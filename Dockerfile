@@ -11,7 +11,7 @@ WORKDIR /app
 COPY requirements.txt requirements.lock ./
 RUN pip install --no-cache-dir -r requirements.txt -c requirements.lock
 
-COPY LICENSE *.py style.css background.png best_model.pth best_model.pth.sha256 ./
+COPY LICENSE MODEL_CARD.md *.py style.css client.js background.png best_model.pth best_model.pth.sha256 ./
 COPY photo_library photo_library
 ENV HOME=/tmp MPLCONFIGDIR=/tmp
 

@@ -2,10 +2,9 @@
 
 import base64
 import hashlib
-import math
-import time
+import re
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,85 +13,79 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from streamlit.delta_generator import DeltaGenerator
-from streamlit.runtime.uploaded_file_manager import UploadedFile
 
+import gallery
+import gradcam
 from borders import content_box
 from engine import BadEngine, load_for_page
-from gallery import (
-    MAX_NAME,
-    MAX_PICTURES,
-    MAX_TOTAL_MEGABYTES,
-    SORT_KEYS,
-    Item,
-    classify_upload,
-    count_within_limits,
-    final_verdicts,
-    map_on_free_cores,
-    overlays,
-    sort_items,
-    sorted_zip,
-    table,
-)
-from gradcam import (
-    GRAD_CAM,
-    METHODS,
-    OCCLUSION,
-    OPACITY,
-    Explanation,
-    FaithfulnessCheck,
-    check_faithfulness,
-    encode_png,
-    explain,
-    legend,
-    overlay,
-)
-from images import FORMAT_NAMES, MAX_MEGABYTES, SUFFIXES, BadImage, open_picture
+from gallery import CLASS_NAMES, WORDS, Item, error_sentence, escape_markdown, name_html, picture_html, verdict_in_words
+from gradcam import GRAD_CAM, METHODS, OCCLUSION, Explanation, FaithfulnessCheck, explain, overlay
+from images import FORMAT_NAMES, MAX_MEGABYTES, BadImage, open_picture
 from model import MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
 from sessions import core_semaphore, release_session_when_closed
 
 HERE = Path(__file__).parent
 EXAMPLES = {path.stem.replace("_", " ").capitalize(): path for path in sorted((HERE / "examples").glob("*.jpg"))}
-# The words carry the verdict; the colour only repeats it.
-VERDICTS = {MEME: ":orange[Meme]", NOT_MEME: ":blue[Not a meme]", NOT_SURE: "Not sure"}
-# From which heat on the strongest place is called what; the legend's colours change there.
+COLOURS = {MEME: "orange", NOT_MEME: "blue", NOT_SURE: "gray"}
+EVIDENCE = {MEME: "What speaks for a meme", NOT_MEME: "What speaks against a meme"}
+# The lowest heat of the strongest place for each word; the legend's colours change there.
 STRENGTHS = ((0.87, "strong"), (0.6, "moderate"), (0.02, "weak"), (0, "none"))
-COLOURS = {
+COLOUR_MAPS = {
     "jet": "No colour: no evidence · blue and green: weak · yellow and orange: moderate · red: strong.",
     "viridis": "No colour: no evidence · purple to teal: weak · green: moderate · yellow: strong.",
 }
-ABOUT_FILES = f"{FORMAT_NAMES}, up to {MAX_MEGABYTES} MB each."
-EVIDENCE = {MEME: "for a meme", NOT_MEME: "against a meme"}
-PLAIN_VERDICTS = {MEME: "Meme", NOT_MEME: "Not a meme", NOT_SURE: "Not sure"}
-COUNTED = PLAIN_VERDICTS | {None: "Cannot be read"}
-ALL = "All"
-PER_PAGE = 20  # small pictures; each is held by the server until the visitor leaves
-CLASS_NAMES = {MEME: "meme", NOT_MEME: "not a meme"}
+ABOUT_FILES = (
+    f"{FORMAT_NAMES}, up to {MAX_MEGABYTES} MB each. Paste works anywhere on the page. A folder is taken in portions: "
+    f"the answers to {gallery.MAX_ITEMS} pictures stay, and the last {gallery.MAX_TOTAL_MEGABYTES} MB of originals. "
+    "For more, use the command line: python classify.py FOLDER --csv FILE."
+)
+ABOUT_MEMES = (
+    "**A meme** is a picture remade to be shared for a joke: a caption on a known image, labelled people or things, "
+    "panels with a punch line.  \n**Not a meme**: photos, art, posters, charts, documents and screenshots, even funny "
+    "ones, without such a joke on them."
+)
+PRIVACY = "Your pictures stay in this server's memory and are deleted when you close the tab."
+MODEL_CARD = "[Model card](?page=model-card): how it was trained, what it gets wrong."
+GROUPS = {"card": "quote cards", "chart": "charts", "comic": "comics", "document": "documents", "graphic": "graphics"}
+GROUPS |= {"photo": "photos", "poster": "posters", "scenetext": "photos of signs", "screenshot": "screenshots"}
 ABOUT_METHODS = """
 **Grad-CAM**: the evidence that adds up to the answer, in large cells. **Grad-CAM++**: weighs several separate
-places more evenly. **HiResCAM**, **LayerCAM**: smaller cells, from earlier in the network, so less of the whole
-reasoning. **Occlusion**: hides one square after another and sees what becomes of the probability; takes longer.
+places more evenly. **HiResCAM**, **LayerCAM**: smaller cells, from an earlier layer, so less of the whole
+reasoning. **Occlusion**: hides one square after another and measures the probability; takes longer.
 """
 ABOUT_TEST = (
-    "Hides the strongest part of the heatmap and asks the network again. Where the heatmap is right, the probability "
-    "falls; without the weakest part it stays about the same."
+    "Blurs the strongest part of the heatmap and classifies again. The heatmap holds if the probability falls by a "
+    "third or more, partly from a tenth on. Blurring the weakest part must not do the same."
 )
+TEST_RESULTS = {
+    gradcam.HOLDS: "Holds: without the marked part {}.",
+    gradcam.PARTLY: "Partly: without the marked part {}; other parts matter, too.",
+    gradcam.FAILS: "Does not hold: {}, other parts carry the answer too.",
+}
+# Shows nothing but a progress bar; style.css has its styles.
+client = st.components.v2.component(
+    "client",
+    html='<div role="status"></div><progress aria-label="Uploading" hidden></progress>',
+    js=(HERE / "client.js").read_text(encoding="utf-8"),
+    isolate_styles=False,
+)
+LOST = "The connection to the server was lost, and your pictures with it. The page works again: add them once more."
 
 
 @st.cache_resource(show_spinner="Loading the network …")
 def load_classifier() -> Classifier:
-    # Visitors' own threads keep the cores busy; more threads inside one answer only fight over them.
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # sessions run in parallel; more threads per answer would only compete
     return load_for_page()
 
 
 @contextmanager
 def acquire_core() -> Iterator[None]:
-    """Take a core; whoever has to wait for one reads so."""
+    """Hold a core; a session that has to wait for one says so."""
     cores = core_semaphore()
     taken = cores.acquire(blocking=False)
-    try:  # from here on, for Streamlit may end a script at any of its own lines
+    try:  # starts right after the line above, because Streamlit may stop a script at any line
         if not taken:
-            with st.spinner("Other visitors' pictures are being looked at; yours is waiting …"):
+            with st.spinner("Other visitors' pictures are being classified; yours is waiting …"):
                 taken = cores.acquire()
         yield
     finally:
@@ -102,29 +95,34 @@ def acquire_core() -> Iterator[None]:
 
 @st.cache_resource
 def page_icon() -> Image.Image:
-    """A corner of the background; for a Material icon, each visitor's browser would ask a third party."""
+    """A corner of the background; a Material icon would be fetched from a third party."""
     return Image.open(HERE / "background.png").crop((1520, 80, 1760, 320))
 
 
 @st.cache_resource
 def background_css() -> str:
-    """The background as a rule of its own.
+    """The background as a CSS rule, because a picture beside the script has no URL.
 
-    A picture beside the script has no address to be fetched from. Streamlit sends an unchanged
-    message this long once per visit and only its hash on later reruns.
+    Streamlit sends a message of this length once per session, and only its hash in later reruns.
     """
     encoded = base64.b64encode((HERE / "background.png").read_bytes()).decode()
     return f"<style>:root {{ --background: url(data:image/png;base64,{encoded}) }}</style>"
 
 
-@st.cache_data(max_entries=16, show_spinner="Looking at the picture …")
+@st.cache_resource
+def example_thumbnails() -> dict[str, bytes]:
+    """A small JPEG of each example."""
+    return {name: gallery.thumbnail(open_picture(path)) for name, path in EXAMPLES.items()}
+
+
+@st.cache_data(max_entries=16, show_spinner="Classifying the picture …")
 def answer(data: bytes) -> tuple[Image.Image, Explanation]:
     with acquire_core():
         picture = open_picture(data)
         return picture, explain(load_classifier(), [picture])[0]
 
 
-@st.cache_data(max_entries=64, show_spinner="Looking again …")
+@st.cache_data(max_entries=64, show_spinner="Computing the heatmap …")
 def cached_heat(method: str, data: bytes) -> dict[str, NDArray[np.float32]]:
     picture, explanation = answer(data)
     if method == GRAD_CAM:
@@ -133,311 +131,296 @@ def cached_heat(method: str, data: bytes) -> dict[str, NDArray[np.float32]]:
         return explain(load_classifier(), [picture], method)[0].heat
 
 
-@st.cache_data(max_entries=16, show_spinner="Hiding what the heatmap marks …")
-def cached_check(method: str, shown: str, data: bytes) -> FaithfulnessCheck:
-    picture, _ = answer(data)  # before a core is taken: it may have to take one itself
-    heat = cached_heat(method, data)[shown]
+@st.cache_data(max_entries=16, show_spinner="Testing the heatmap …")
+def cached_check(method: str, label: str, data: bytes) -> FaithfulnessCheck:
+    picture, _ = answer(data)  # before a core is acquired, since it may need one itself
+    heat = cached_heat(method, data)[label]
     with acquire_core():
-        return check_faithfulness(load_classifier(), picture, heat)
+        return gradcam.check_faithfulness(load_classifier(), picture, heat)
 
 
-def in_words(checked: FaithfulnessCheck, shown: str, before: float) -> str:
-    """What became of the probability of the class whose evidence is shown."""
-
-    def fall(meme_probability: float) -> str:
-        towards = [p if shown == MEME else 1 - p for p in (before, meme_probability)]
-        return " → ".join(f"{probability:.0%}" for probability in towards)
-
-    return (
-        f"Without the strongest {checked.masked_share:.0%} of the heatmap (blurred): "
-        f"{CLASS_NAMES[shown]} **{fall(checked.blurred)}**. "
-        f"With that part in the picture's mean colour: {fall(checked.mean_colour)}. "
-        f"With the weakest {checked.masked_share:.0%} blurred instead: {fall(checked.control)}."
-    )
+def fall_in_words(before: float, after: float, label: str) -> str:
+    """How far the probability of a class falls, from two probabilities of meme."""
+    return " → ".join(f"{p if label == MEME else 1 - p:.0%}" for p in (before, after))
 
 
-@st.fragment
-def show_answer(data: bytes, picture: Image.Image, explanation: Explanation, place: str) -> None:
-    """The answer and its heatmap; the controls in here redraw it without classifying again."""
-    st.header(VERDICTS[explanation.prediction.verdict], anchor=False)
-    probability = explanation.prediction.meme_probability
-    st.progress(probability, text=f"Probability that this is a meme: {probability:.0%}")
-    low, high = load_classifier().not_sure
-    st.caption(f"Up to {low:.0%}: not a meme · in between: not sure · from {high:.0%} on: meme.")
-    if explanation.prediction.verdict == NOT_SURE:
-        st.caption("Pictures with a probability like this one are often misjudged, so decide for yourself.")
-    if picture.info.get("animated"):
-        st.caption("This picture is animated; its first frame was judged.")
-    if content_box(picture):
-        st.caption("It was judged without the plain bars at its edge.")
+def border_sentence(picture: Image.Image, box: tuple[int, int, int, int]) -> str:
+    cut = (box[0], box[1], picture.width - box[2], picture.height - box[3])
+    sides = [side for side, pixels in zip(("left", "top", "right", "bottom"), cut, strict=True) if pixels]
+    listed = " and ".join([", ".join(sides[:-1]), sides[-1]] if len(sides) > 1 else sides)
+    return f"Judged without the plain border at the {listed}: only the outlined part counts."
 
-    evidence_key, picture_key = f"{place}-evidence", f"{place}-picture"
-    sha256 = hashlib.sha256(data).hexdigest()
-    # A new picture starts with the evidence for its own answer. (A key for each picture would do that, too, but
-    # Streamlit remembers every key that it saw until the visit ends.)
-    if st.session_state.get(picture_key) != sha256 or evidence_key not in st.session_state:
-        st.session_state[picture_key] = sha256
-        st.session_state[evidence_key] = explanation.prediction.label
 
-    left, right = st.columns(2)
-    scale = st.container()
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        chosen = st.segmented_control(
-            "Show the evidence", list(EVIDENCE), format_func=EVIDENCE.__getitem__, required=True, key=evidence_key
+def show_head(key: str, name: str, prediction: Prediction, place: str) -> None:
+    """Name, verdict, the visitor's verdict, and what the probability is worth."""
+    correction = st.session_state["corrections"].get(key)
+    verdict, probability = correction or prediction.verdict, prediction.meme_probability
+    words = WORDS[verdict] if correction else verdict_in_words(verdict, probability)
+    with st.container(horizontal=True, vertical_alignment="bottom", key=f"{place}-head"):
+        with st.container(width="stretch", gap="xxsmall"):
+            st.html(name_html(name))
+            st.header(f":{COLOURS[verdict]}[{words}]", anchor=False)
+        with st.container(horizontal=True, width="content", gap="xsmall", key=f"{place}-verdict"):
+            st.caption("Your verdict", width="content")
+            for choice, letter in ((MEME, "M"), (NOT_MEME, "N")):
+                st.button(
+                    WORDS[choice],
+                    key=f"{place}-{choice}",
+                    on_click=gallery.correct,
+                    args=(key, choice),
+                    type="primary" if correction == choice else "secondary",
+                    shortcut=letter,
+                )
+            corrected = bool(st.session_state["corrections"])
+            st.button(
+                "Undo", key=f"{place}-undo", on_click=gallery.undo, args=(key,), disabled=not corrected, shortcut="U"
+            )
+    low, high = gallery.edges(st.session_state["strictness"], load_classifier())
+    with st.container(key=f"{place}-bar", gap="xxsmall"):
+        st.html(
+            f"<style>.st-key-{place}-bar {{--low: {low:.1%}; --high: {high:.1%}; --fill: var(--{verdict})}}"
+            f".st-key-{place}-head h2::before {{content: '{gallery.ICONS[verdict]} ' / ''}}</style>"
         )
-        # The next picture in the dialog is to look the same.
+        st.progress(probability, text=f"Probability that this is a meme: {probability:.0%}")
+        worth = f"Of 100 unseen pictures scored like this, {100 * gallery.share_of_memes(probability):.0f} were memes."
+        if correction:
+            worth += f" The classifier's verdict: {verdict_in_words(prediction.verdict, probability)}."
+        elif verdict == NOT_SURE:
+            worth += " Often misjudged, so decide for yourself."
+        st.caption(worth)
+        between = "in between: not sure · " if low < high else ""
+        with st.container(key=f"{place}-scale"):
+            st.caption(f"Up to {low:.0%}: not a meme · {between}from {high:.0%} on: meme.")
+
+
+def choose_display(place: str) -> tuple[str, str, float]:
+    """Method, colour map and opacity of the heatmap; they stay the same for the next picture."""
+    with st.popover("Display", icon=":material/tune:"):
         method = st.selectbox(
-            "Method", [*METHODS, OCCLUSION], help=ABOUT_METHODS, width=180, key=f"{place}-method", persist_state="page"
+            "Method", [*METHODS, OCCLUSION], help=ABOUT_METHODS, key=f"{place}-method", persist_state="page"
         )
         colour_map = st.segmented_control(
             "Colours",
-            list(COLOURS),
+            list(COLOUR_MAPS),
             format_func=str.capitalize,
             default="jet",
             required=True,
             key=f"{place}-colours",
             persist_state="page",
         )
+        st.caption(COLOUR_MAPS[colour_map])
         opacity = st.slider(
             "Opacity of the heatmap",
             0,
             100,
-            round(100 * OPACITY),
+            round(100 * gradcam.OPACITY),
             step=5,
             format="%d %%",
-            width=220,
             key=f"{place}-opacity",
             persist_state="page",
         )
+    return method, colour_map, opacity / 100
+
+
+@st.fragment
+def show_answer(key: str, name: str, data: bytes, place: str) -> None:
+    """The answer and its heatmap; the controls in here redraw it without classifying again."""
+    if place == "dialog":
+        gallery.rerun_if_changed()
+    picture, explanation = answer(data)
+    prediction = gallery.with_strictness(explanation.prediction, st.session_state["strictness"], load_classifier())
+    show_head(key, name, prediction, place)
+
+    label_key, picture_key = f"{place}-evidence", f"{place}-picture"
+    sha256 = hashlib.sha256(data).hexdigest()
+    # A new picture starts with the evidence for its own answer. (A widget key for each picture would do that, too, but
+    # Streamlit remembers every key until the session ends.)
+    if st.session_state.get(picture_key) != sha256 or label_key not in st.session_state:
+        st.session_state[picture_key] = sha256
+        st.session_state[label_key] = prediction.label
+
+    with st.container(key=f"{place}-pair"):
+        left, right = st.columns(2, gap="small", wrap=False)
+    with st.container(horizontal=True, vertical_alignment="center", key=f"{place}-controls"):
+        chosen = st.segmented_control(
+            "Show the evidence",
+            list(EVIDENCE),
+            format_func=lambda label: f"{'for' if label == MEME else 'against'} a meme",
+            required=True,
+            key=label_key,
+            label_visibility="collapsed",
+        )
         test = st.toggle("Test the heatmap", help=ABOUT_TEST, key=f"{place}-test")
         download = st.container(width="content")
+        method, colour_map, opacity = choose_display(place)
 
-    shown = chosen or explanation.prediction.label
-    heat = (explanation.heat if method == GRAD_CAM else cached_heat(method, data))[shown]
-    heatmap = overlay(picture, heat, opacity / 100, colour_map)
+    label = chosen or prediction.label
+    heat = (explanation.heat if method == GRAD_CAM else cached_heat(method, data))[label]
 
     def heatmap_file() -> bytes:
         """What is shown, as a PNG of the picture's own size."""
         with core_semaphore():
-            painted = overlay(open_picture(data, whole=True), heat, opacity / 100, colour_map)
-            return encode_png(painted, load_classifier(), explanation.prediction, shown, method)
+            painted = overlay(open_picture(data, whole=True), heat, opacity, colour_map)
+            return gradcam.encode_png(painted, load_classifier(), prediction, label, method)
 
     strength = next(words for least, words in STRENGTHS if heat.max() >= least)
-    found = f"Evidence {EVIDENCE[shown]}: {strength}"
+    title = f"{EVIDENCE[label]}: {strength}"
     if test and heat.any():
-        checked = cached_check(method, shown, data)
+        checked = cached_check(method, label, data)
         hidden = f"Your picture without the strongest {checked.masked_share:.0%}"
-        left.image(checked.masked_picture, caption=hidden, alt=hidden, width="stretch")
-        scale.write(in_words(checked, shown, probability))
+        show_picture(left, hidden, checked.masked_picture, hidden)
+        show_test(checked, prediction.meme_probability, label)
     else:
-        left.image(picture, caption="Your picture", alt="The picture as it was judged", width="stretch")
+        box = content_box(picture)
+        show_picture(left, "Your picture", gradcam.outline(picture, box), "The picture as it was judged")
+        if box:
+            left.caption(border_sentence(picture, box))
+        if picture.info.get("animated"):
+            left.caption("This picture is animated; its first frame was judged.")
         if test:
-            scale.write("This heatmap marks nothing, so there is nothing to hide.")
-    right.image(heatmap, caption=found, alt=f"The same picture under its heatmap. {found}", width="stretch")
-    scale.image(legend(colour_map), alt=f"Colour scale. {COLOURS[colour_map]}")
-    scale.caption(COLOURS[colour_map])
+            st.write("This heatmap marks nothing, so there is nothing to hide.")
+    show_picture(
+        right, title, overlay(picture, heat, opacity, colour_map), f"The same picture under its heatmap. {title}"
+    )
+    with right.container(horizontal=True, vertical_alignment="center", gap="xsmall", key=f"{place}-legend"):
+        st.caption("none", width="content")
+        st.image(gradcam.legend(colour_map), alt=f"Colour scale. {COLOUR_MAPS[colour_map]}", width="stretch")
+        st.caption("strong", width="content")
     download.download_button(
-        "Download the heatmap",
+        "Download",
         heatmap_file,
         file_name="heatmap.png",
         mime="image/png",
+        help="Download the heatmap",
         on_click="ignore",
         icon=":material/download:",
         key=f"{place}-download",
     )
 
 
-def show(data: bytes, place: str, name: str = "") -> None:
-    above = st.empty()  # always there: else the old answer would stay for a moment below the new one
-    if name:
-        above.text(name[-MAX_NAME:])
-    try:
-        show_answer(data, *answer(data), place)
-    except BadImage as error:
-        st.error(str(error), icon=":material/broken_image:")
+def show_picture(place: DeltaGenerator, title: str, picture: Image.Image, alt: str) -> None:
+    place.markdown(f"**{title}**")
+    place.image(picture, alt=alt, width="stretch")
 
 
-def open_item(key: str | None) -> None:
-    """Have a picture of the gallery open from now on, or none; an upload that arrives does not close it."""
-    st.session_state["opened"] = key
+def show_test(checked: FaithfulnessCheck, before: float, label: str) -> None:
+    """What became of the probability of the class whose evidence is shown: in one sentence, and in figures."""
+    towards = [p if label == MEME else 1 - p for p in (before, checked.blurred, checked.control)]
+    result = TEST_RESULTS[gradcam.faithfulness_verdict(towards[0], towards[1], towards[2])]
+    st.markdown(result.format(f"**{fall_in_words(before, checked.blurred, label)}**"))
+    with st.expander("Figures"):
+        st.write(
+            f"Without the strongest {checked.masked_share:.0%} of the heatmap (blurred): "
+            f"{CLASS_NAMES[label]} **{fall_in_words(before, checked.blurred, label)}**. "
+            f"With that part in the picture's mean colour: {fall_in_words(before, checked.mean_colour, label)}. "
+            f"With the weakest {checked.masked_share:.0%} blurred instead: "
+            f"{fall_in_words(before, checked.control, label)}."
+        )
 
 
-def show_opened(key: str, name: str, data: bytes) -> None:
-    """In a dialog."""
-    show(data, "dialog", name)
-    st.segmented_control(
-        "Your own verdict, for the table and the sorted pictures",
-        list(CLASS_NAMES),
-        format_func=CLASS_NAMES.__getitem__,
-        default=st.session_state["corrections"].get(key),
-        key=f"correction-{key}",
-        on_change=correct,  # unlike the lines below a widget, it runs even if the dialog is closed at once
-        args=(key,),
-    )
-
-
-def correct(key: str) -> None:
-    corrections: dict[str, str] = st.session_state["corrections"]
-    corrections.pop(key, None)
-    if chosen := st.session_state[f"correction-{key}"]:
-        corrections[key] = chosen
-
-
-def order_uploads(uploaded: list[UploadedFile]) -> dict[str, UploadedFile]:
-    """The uploads by their keys, the newest last. A new one takes the place of an example."""
-    by_key = {upload.file_id: upload for upload in uploaded}
-    earlier = [key for key in st.session_state.get("came", []) if key in by_key]
-    new = [key for key in by_key if key not in earlier]
-    if new:
-        st.session_state["example"] = None
-    st.session_state["came"] = earlier + new
-    return {key: by_key[key] for key in earlier + new}
-
-
-def classify_uploads(uploads: dict[str, UploadedFile], place: DeltaGenerator) -> dict[str, Item]:
-    """Answer the uploads that have no answer yet; a rerun in between goes on where it stopped.
-
-    Args:
-        uploads: all of them, by key.
-        place: where to say how far this is.
-    """
-    items: dict[str, Item] = st.session_state.setdefault("items", {})
-    for key in items.keys() - uploads.keys():
-        del items[key]
-    new = [key for key in uploads if key not in items]
-    before = len(items)
-    if len(new) > 1:
-        bar, started = place.progress(0.0, text="Looking at the pictures …"), time.monotonic()
-    classifier = load_classifier()
-
-    def look_at(key: str) -> None:
-        items[key] = classify_upload(
-            classifier, uploads[key].name, uploads[key].getvalue()
-        )  # a rerun would lose a result
-
-    with closing(map_on_free_cores(look_at, new, core_semaphore())) as looked:
-        for _ in looked:
-            if len(new) > 1:
-                done = len(items)
-                left = (time.monotonic() - started) / (done - before) * (len(uploads) - done)
-                bar.progress(done / len(uploads), text=f"{done} of {len(uploads)} pictures, {left:.0f} s left")
-    if len(new) > 1:
-        bar.empty()
-    return {key: items[key] for key in uploads}
-
-
-def show_gallery(items: dict[str, Item], uploads: dict[str, UploadedFile]) -> None:
-    corrections: dict[str, str] = st.session_state["corrections"]
-    verdicts = list(final_verdicts(items, corrections).values())
-    st.subheader("All pictures", anchor=False)
-    st.write(" · ".join(f"{words}: {verdicts.count(verdict)}" for verdict, words in COUNTED.items()))
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        chosen = st.pills("Show", [ALL, *COUNTED.values()], default=ALL, required=True, wrap=True)
-        order = st.selectbox("Order", list(SORT_KEYS), index=None, placeholder="as uploaded", width=240)
-    wanted = [verdict for verdict, words in COUNTED.items() if chosen in (ALL, words)]
-    shown = sort_items(items, corrections, load_classifier(), wanted, order)
-    pages = max(1, math.ceil(len(shown) / PER_PAGE))
-    page_key = f"page-{chosen}-{order}"  # each begins with its first
-    if st.session_state.get(page_key, 1) > pages:  # a correction has emptied the last one
-        st.session_state[page_key] = pages
-    page = st.pagination(pages, key=page_key) if pages > 1 else 1
-    numbers = {key: number for number, key in enumerate(items, 1)}  # as in the ZIPs
-    if not shown:
-        st.caption("None of the pictures.")
-    with st.container(horizontal=True):
-        for key in shown[(page - 1) * PER_PAGE : page * PER_PAGE]:
-            with st.container(width=184, border=True, gap="xsmall", key=f"item-{key}"):
-                show_item(numbers[key], key, items[key], corrections.get(key))
-
-    with st.container(horizontal=True):
-        for label, name, mime, make in (
-            ("Table (CSV)", "memes.csv", "text/csv", lambda: table(items, corrections, load_classifier())),
-            (
-                "Pictures, sorted (ZIP)",
-                "pictures.zip",
-                "application/zip",
-                lambda: sorted_zip(contents(uploads), items, corrections),
-            ),
-            (
-                "Heatmaps (ZIP)",
-                "heatmaps.zip",
-                "application/zip",
-                lambda: overlays(contents(uploads), items, load_classifier(), core_semaphore()),
-            ),
-        ):
-            st.download_button(label, make, file_name=name, mime=mime, on_click="ignore", icon=":material/download:")
-
-    if (opened := st.session_state.get("opened")) in items:
-        in_dialog = st.dialog(f"Picture {numbers[opened]}", width="large", on_dismiss=lambda: open_item(None))
-        in_dialog(show_opened)(opened, items[opened].name, uploads[opened].getvalue())
-
-
-def show_item(number: int, key: str, item: Item, correction: str | None) -> None:
-    """A small picture with its answer; its name is text, never markup."""
-    if isinstance(item.answer, Prediction) and item.thumbnail:
-        st.image(item.thumbnail, width="stretch", alt="")
-        st.text(item.name[-MAX_NAME:])
-        words = f"{PLAIN_VERDICTS[item.answer.verdict]}, {item.answer.meme_probability:.0%}"
-        st.caption(f"{words} · you: {CLASS_NAMES[correction]}" if correction else words)
-        if st.button(f"Open {number}", key=f"open-{key}"):
-            open_item(key)
+def show_item(key: str, item: Item, data: bytes | None, place: str = "dialog") -> None:
+    """The answer to one picture at its largest; `data` is None if the original is no longer there."""
+    if isinstance(item.answer, BadImage):
+        st.error(escape_markdown(error_sentence(item.name, item.answer)), icon=":material/broken_image:")
+    elif data is not None:
+        show_answer(key, item.name, data, place)
     else:
-        st.text(item.name[-MAX_NAME:])
-        st.caption(str(item.answer))
+        show_head(key, item.name, item.answer, place)
+        st.html(f'<div class="small">{picture_html(item.thumbnail or b"")}</div>')
+        st.caption("The original had to make room for newer pictures. Add it again to see its heatmap.")
 
 
-def contents(uploads: dict[str, UploadedFile]) -> Iterator[tuple[str, bytes]]:
-    return ((key, upload.getvalue()) for key, upload in uploads.items())
+def classify_single(name: str, data: bytes) -> Item:
+    try:
+        prediction = answer(data)[1].prediction
+    except BadImage as error:
+        return Item(name, error, None)
+    return Item(name, gallery.with_strictness(prediction, st.session_state["strictness"], load_classifier()), None)
+
+
+def show_introduction() -> None:
+    """Examples to try, what counts as a meme, and how good the answers are."""
+    st.markdown("Or try an example:")
+    with st.container(key="examples"):
+        for name, small in example_thumbnails().items():
+            with st.container(key=f"example-card-{name}"):
+                st.html(picture_html(small))
+                st.button(name, key=f"example-{name}", on_click=st.session_state.update, kwargs={"example": name})
+    measured = gallery.metrics()
+    weakest = sorted(measured["groups"].items(), key=lambda group: group[1]["accuracy"])[:2]
+    kinds = " and ".join(f"{GROUPS.get(kind, kind)} ({group['accuracy']:.0%})" for kind, group in weakest)
+    st.markdown(ABOUT_MEMES)
+    st.markdown(
+        f"Right on **{measured['accuracy']['value']:.0%}** of {sum(measured['n'].values()):,} pictures from sources it "
+        f"never saw; weakest on {kinds}.  \n{PRIVACY} {MODEL_CARD}"
+    )
 
 
 release_session_when_closed()
-st.set_page_config(page_title="Meme Classifier", page_icon=page_icon(), layout="wide")
+st.set_page_config(page_title="Meme Classifier", page_icon=page_icon())
 st.html(background_css())
 st.html(HERE / "style.css")
+gallery.start_session()
 
+if st.query_params.get("page") == "model-card":
+    with st.container(key="model-card"):
+        card = (HERE / "MODEL_CARD.md").read_text(encoding="utf-8")
+        st.markdown(re.sub(r"!?\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", card))  # relative links lead nowhere here
+    st.stop()
 with st.container(key="page"):
     st.title("Meme or not a meme?", anchor=False)
-    st.write("Give pictures, read the answers, and see on a heatmap where in the picture each comes from.")
-    one_by_one, whole = st.tabs(["Pictures", "A whole folder"])
-    pictures = one_by_one.file_uploader(
-        "Drop pictures here, browse for them, or paste one",
-        type=list(SUFFIXES),
-        accept_multiple_files=True,
-        max_upload_size=MAX_MEGABYTES,
-        help=ABOUT_FILES + " To paste: Tab key to the upload area, then Ctrl+V.",
-    )
-    folder = whole.file_uploader(
-        "Drop or choose a folder",
-        type=list(SUFFIXES),
-        accept_multiple_files="directory",
-        max_upload_size=MAX_MEGABYTES,
-        help=ABOUT_FILES,
-    )
-    st.caption(
-        f"Up to {MAX_PICTURES} pictures and {MAX_TOTAL_MEGABYTES} MB at once; for more, there is the command line: "
-        "python classify.py FOLDER --csv FILE. "
-        "One marked with ! did not arrive: it is no picture, too large, or the server is full."
-    )
-    came = order_uploads([*pictures, *sorted(folder, key=lambda upload: upload.name)])
-    example = st.pills("Or try one of ours", list(EXAMPLES), key="example")
-    within = count_within_limits([upload.size for upload in came.values()])
-    uploads = dict(list(came.items())[:within])
-    if within < len(came):
-        st.warning(f"Only the first {within} of these {len(came)} pictures are looked at; that is the limit.")
-
-    st.session_state.setdefault("corrections", {})
-    if example or uploads:
+    with st.container(horizontal=True, vertical_alignment="bottom", key="top"):
+        generation = st.session_state["generation"]
+        pictures = st.file_uploader(
+            "Drop, paste or browse for pictures",
+            accept_multiple_files=True,
+            max_upload_size=MAX_MEGABYTES,
+            help=ABOUT_FILES,
+            key=f"pictures-{generation}",
+        )
+        folder = st.file_uploader(
+            "Or a whole folder",
+            accept_multiple_files="directory",
+            max_upload_size=MAX_MEGABYTES,
+            help=ABOUT_FILES,
+            key=f"folder-{generation}",
+        )
+        remove_button = st.empty()
+    uploads = gallery.order_uploads([*pictures, *sorted(folder, key=lambda upload: upload.name)])
+    order, example = st.session_state["order"], st.session_state["example"]
+    lost, progress, status = st.empty(), st.container(key="progress"), ""
+    if order or example:
+        remove_button.button("Remove all", on_click=gallery.remove_all, icon=":material/delete:")
         try:
             load_classifier()
         except (BadCheckpoint, BadEngine) as error:
             st.error(str(error))
-            st.stop()
-    newest = next(reversed(uploads.values()), None)
-    data = EXAMPLES[example].read_bytes() if example else newest.getvalue() if newest else None
-    progress = st.empty()
-    if data is not None:
+            order, example = [], None
+    if example or len(order) == 1:
         with st.container(border=True, key="answer"):
-            show(data, "page", newest.name if newest and len(uploads) > 1 and not example else "")
-    if len(uploads) > 1:
+            data: bytes | None = None
+            if example:
+                key, data = f"Example: {example}", EXAMPLES[example].read_bytes()
+                item = classify_single(key, data)
+            elif (key := order[0]) in uploads:
+                data = uploads[key].getvalue()
+                item = classify_single(uploads[key].name, data)
+            else:
+                item = gallery.judged_items(load_classifier())[key]
+            show_item(key, item, data, "page")
+            status = gallery.in_one_sentence(item)
+        if len(order) < 2:
+            gallery.choose_strictness()
+    if len(order) > 1:
         with st.container(border=True, key="gallery"):
-            show_gallery(classify_uploads(uploads, progress), uploads)
+            status = gallery.show_gallery(uploads, load_classifier(), core_semaphore(), progress, show_item)
+    with st.expander("Examples and accuracy") if status else st.container():
+        show_introduction()
+    result = client(
+        data={"status": status, "held": len(order) + bool(example), "limit": MAX_MEGABYTES * 1_000_000},
+        key="client",
+        on_refused_change=gallery.take_refused,
+        on_reconnected_change=lambda: None,
+    )
+    if result.reconnected and not order:
+        lost.warning(LOST)

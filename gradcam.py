@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
@@ -32,6 +32,8 @@ OCCLUSION_CELLS = 8  # along each side
 OCCLUSION_WINDOW = 2  # cells along each side of the occluding square
 OPACITY = 0.6  # of the colours over a picture
 MASKED_SHARE = 0.2  # of the picture's area that `check_faithfulness` masks
+HOLDS, PARTLY, FAILS = "holds", "partly", "fails"
+LEAST_FALL = {HOLDS: 1 / 3, PARTLY: 1 / 10}  # of the probability, relative, without the marked part
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +288,23 @@ def check_faithfulness(classifier: Classifier, picture: Image.Image, heat: NDArr
     return FaithfulnessCheck(share, masked_picture, *(prediction.meme_probability for prediction in predictions))
 
 
+def faithfulness_verdict(before: float, masked: float, control: float) -> str:
+    """Say whether a heatmap marks what the answer depends on.
+
+    The measure is the relative fall of the probability without the strongest part, less the fall without the weakest.
+
+    Args:
+        before: probability of the class whose evidence is shown.
+        masked: the same with the strongest part blurred.
+        control: the same with the weakest part blurred.
+
+    Returns:
+        `HOLDS`, `PARTLY` or `FAILS`.
+    """
+    fall = (min(control, before) - masked) / before
+    return HOLDS if fall >= LEAST_FALL[HOLDS] else PARTLY if fall >= LEAST_FALL[PARTLY] else FAILS
+
+
 def top_and_bottom_masks(heat: NDArray[np.float32], size: tuple[int, int]) -> tuple[Image.Image, Image.Image, float]:
     """Masks of the strongest and the weakest part of a heatmap, and the share of the picture that each covers.
 
@@ -357,6 +376,18 @@ def overlay(
         mask = (opacity * (smooth / FADE_BELOW).clip(max=1) * 255).astype(np.uint8)
         painted.paste(colours, (0, top), Image.fromarray(mask))
     return painted
+
+
+def outline(picture: Image.Image, box: tuple[int, int, int, int] | None) -> Image.Image:
+    """A copy with a thin line around a box in pixels, or the picture itself without one."""
+    if box is None:
+        return picture
+    outlined = picture.copy()
+    width = max(2, round(max(picture.size) / 250))
+    draw = ImageDraw.Draw(outlined)
+    draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline="black", width=2 * width)
+    draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline="#fbbf24", width=width)
+    return outlined
 
 
 def legend(colour_map: str = "jet") -> Image.Image:

@@ -32,7 +32,7 @@ TIMEOUT = 60_000  # ms
 
 @contextmanager
 def running_server(
-    script: str = "app.py", prepare: Callable[[], None] | None = None, base_path: str = ""
+    script: str = "app.py", prepare: Callable[[], None] | None = None, base_path: str = "", port: int = 0
 ) -> Iterator[tuple[str, int]]:
     """A script's server on a free port of this machine: its address and its process.
 
@@ -40,10 +40,11 @@ def running_server(
         script: what Streamlit runs.
         prepare: called in the server's process before it starts.
         base_path: the path below which the server answers, like /memes.
+        port: if not a free one.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port = port or probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", script, "--server.headless=true"]
     server = subprocess.Popen(  # noqa: S603
         [*command, "--server.address=127.0.0.1", f"--server.port={port}", f"--server.baseUrlPath={base_path}"],
@@ -95,7 +96,7 @@ def photo(seed: int) -> bytes:
 def upload(page: Page, file: Path, data: bytes) -> float:
     """Upload a picture other than the last, from a file; seconds until its heatmap is on the screen."""
     file.write_bytes(data)
-    remove = page.get_by_role("button", name="Remove ")
+    remove = page.get_by_role("button", name="Remove all")
     if remove.count():  # else the two would make a gallery
         remove.click()
         page.locator(HEATMAP).wait_for(state="detached", timeout=TIMEOUT)
@@ -148,13 +149,14 @@ def measure(count: int) -> None:
 def take_screenshots() -> None:
     """Save the page with a meme and with another picture, both from the examples, into outputs/."""
     with running_server() as (address, _), chromium() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 1370})
-        page.goto(address)
         for example, name in (("Cat meme", "output.png"), ("Mountains", "output2.png")):
-            page.get_by_text(example, exact=True).click(timeout=TIMEOUT)
+            page = browser.new_page(viewport={"width": 900, "height": 640})
+            page.goto(address)
+            page.get_by_role("button", name=example, exact=True).click(timeout=TIMEOUT)
             page.locator(f"[data-test-script-state=notRunning] {HEATMAP}").wait_for(timeout=TIMEOUT)
             page.wait_for_timeout(2000)  # for pictures to load and Streamlit's fading to end
             page.screenshot(path=ROOT / "outputs" / name)
+            page.close()
 
 
 def main() -> None:

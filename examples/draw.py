@@ -108,6 +108,24 @@ def cat_meme() -> Image.Image:
     return captioned(cat(), "I FIXED ONE BUG", "NOW THERE ARE SEVEN")
 
 
+def labelled_cat() -> Image.Image:
+    """One word on a cat: a joke to some, a caption to others. Meant to be a doubtful case."""
+    return labelled(cat(), "Mondays", 44, (360, 500), rim=3)
+
+
+def motivation() -> Image.Image:
+    """Two words above mountains, as on a calendar. Meant to be a doubtful case of another kind."""
+    return labelled(mountains(), "Keep going", 60, (360, 90))
+
+
+def labelled(picture: Image.Image, text: str, size: int, at: tuple[int, int], rim: int = 0) -> Image.Image:
+    """White bold text, centred at a point."""
+    image = picture.copy()
+    font = ImageFont.truetype(BOLD, size)
+    ImageDraw.Draw(image).text(at, text, "white", font, anchor="mm", stroke_width=rim, stroke_fill="black")
+    return image
+
+
 def mountain_meme() -> Image.Image:
     """A white bar with a caption over the same mountains that are no meme without it."""
     scene = mountains()
@@ -192,6 +210,8 @@ def grain(image: Image.Image) -> Image.Image:
 EXAMPLES: dict[str, Callable[[], Image.Image]] = {
     "cat_meme": cat_meme,
     "choice_meme": choice_meme,
+    "labelled_cat": labelled_cat,
+    "motivation": motivation,
     "mountain_meme": mountain_meme,
     "mountains": mountains,
     "bar_chart": chart,

@@ -1,4 +1,5 @@
 import dataclasses
+import html
 import re
 import tomllib
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from pictures import ROOT, encode, noise
 from PIL import Image, ImageOps
 from streamlit.testing.v1 import AppTest
 
+import gallery
 import gradcam
 import sessions
-from gallery import MAX_PICTURES
-from images import MAX_MEGABYTES
-from model import BadCheckpoint, Classifier
+from gallery import PER_PAGE
+from images import MAX_MEGABYTES, open_picture
+from model import NOT_SURE, BadCheckpoint, Classifier
 
 
 @pytest.fixture
@@ -32,6 +34,10 @@ def empty_caches() -> Iterator[None]:
     st.cache_resource.clear()
 
 
+def choose(page: AppTest, example: str) -> AppTest:
+    return page.button(key=f"example-{example}").click().run()
+
+
 def headers(page: AppTest) -> list[str]:
     return [header.value for header in page.header]
 
@@ -46,9 +52,19 @@ def texts(page: AppTest) -> str:
     return "\n".join([bar.proto.text for bar in page.get("progress")] + [caption.value for caption in page.caption])
 
 
+def markdown(page: AppTest) -> str:
+    return "\n".join(text.value for text in page.markdown)
+
+
+def names(page: AppTest) -> list[str]:
+    """Of the pictures on the page: the answer's, else those on the cards."""
+    return [html.unescape(name) for text in page.get("html") for name in re.findall('title="(.*?)"', text.proto.body)]
+
+
 def test_the_page_starts_without_an_answer(page: AppTest) -> None:
     assert not page.exception
     assert page.title[0].value == "Meme or not a meme?"
+    assert "A meme** is a picture" in markdown(page)
     assert headers(page) == []
     assert len(page.get("image")) == 0
 
@@ -59,7 +75,7 @@ def test_the_page_starts_without_an_answer(page: AppTest) -> None:
 def test_an_example_is_answered_in_words_with_two_pictures(
     page: AppTest, example: str, answer: str, classifier: Classifier
 ) -> None:
-    page.pills(key="example").select(example).run()
+    choose(page, example)
     assert not page.exception
     (header,) = headers(page)
     assert answer in re.split(r"[\[\]]", header)
@@ -68,46 +84,99 @@ def test_an_example_is_answered_in_words_with_two_pictures(
     assert "red: strong" in texts(page)
     low, high = classifier.not_sure
     assert f"Up to {low:.0%}: not a meme · in between: not sure · from {high:.0%} on: meme." in texts(page)
-    assert "often misjudged" not in texts(page)
+    assert "misjudged" not in texts(page)
+    assert names(page) == [f"Example: {example}"]
 
 
 @pytest.mark.usefixtures("empty_caches")
 def test_doubt_is_an_answer(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Classifier, "load", lambda: dataclasses.replace(classifier, not_sure=(0.0, 1.0)))
     page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
-    page.pills(key="example").select("Cat meme").run()
-    assert headers(page) == ["Not sure"]
-    assert "Pictures with a probability like this one are often misjudged" in texts(page)
+    choose(page, "Cat meme")
+    assert headers(page) == [":gray[Not sure]"]
+    assert "Often misjudged, so decide for yourself." in texts(page)
+
+
+@pytest.mark.usefixtures("empty_caches")
+def test_words_are_weaker_where_answers_are_often_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    half_right = [{"from": tenth / 10, "n": 9, "value": 0.5} for tenth in range(10)]
+    measured = gallery.metrics() | {"calibration": half_right}
+    monkeypatch.setattr(gallery, "metrics", lambda: measured)
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    choose(page, "Cat meme")
+    assert "Probably a meme" in headers(page)[0]
+    assert "Of 100 unseen pictures scored like this, 50 were memes." in texts(page)
+    choose(page, "Mountains")
+    assert "Probably not a meme" in headers(page)[0]
+
+
+def test_one_example_is_a_doubtful_case(classifier: Classifier) -> None:
+    examples = [open_picture(path) for path in (ROOT / "examples").glob("*.jpg")]
+    assert NOT_SURE in {prediction.verdict for prediction in classifier.predict(examples)}
+
+
+def test_strictness_moves_the_verdict_and_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: dict[str, Any] = {
+        key: {"threshold": threshold, "recall": {"value": recall}, "precision": {"value": precision}}
+        for key, threshold, recall, precision in (
+            ("nearly_all", 0.2, 0.97, 0.71),
+            ("balanced", 0.6, 0.9, 0.8),
+            ("certain", 0.999, 0.72, 0.95),
+        )
+    }
+    shipped = gallery.metrics()
+    monkeypatch.setattr(gallery, "metrics", lambda: shipped | {"strictness": measured})
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    choose(page, "Cat meme")
+    for strictness, found in measured.items():
+        page.radio(key="strictness").set_value(strictness).run()
+        assert not page.exception
+        assert f"finds {found['recall']['value']:.0%} of memes, right on {found['precision']['value']:.0%}" in str(
+            page.radio(key="strictness").proto
+        )
+        if strictness != gallery.BALANCED:
+            assert f"from {found['threshold']:.0%} on: meme." in texts(page)
+            assert ("Not sure" in headers(page)[0]) == (strictness == "certain")
+
+
+def test_one_picture_is_corrected_and_the_correction_undone(page: AppTest) -> None:
+    choose(page, "Cat meme")
+    (before,) = headers(page)
+    page.button(key="page-not_meme").click().run()
+    assert "Not a meme" in headers(page)[0]
+    assert "The classifier's verdict: Meme." in texts(page)
+    page.button(key="page-undo").click().run()
+    assert headers(page) == [before]
 
 
 def test_the_strength_of_the_evidence_is_put_in_words(page: AppTest) -> None:
-    page.pills(key="example").select("Cat meme").run()
-    assert "Evidence for a meme: strong" in str(page.get("image")[1].proto)
+    choose(page, "Cat meme")
+    assert "What speaks for a meme: strong" in str(page.get("image")[1].proto)
     evidence(page).select("not_meme").run()
-    assert "Evidence against a meme: strong" not in str(page.get("image")[1].proto)
+    assert "What speaks against a meme: strong" not in str(page.get("image")[1].proto)
 
 
 def test_an_upload_is_answered_and_replaces_the_example(page: AppTest) -> None:
-    page.pills(key="example").select("Cat meme").run()
+    choose(page, "Cat meme")
     page.file_uploader[0].upload("holiday.jpg", encode(noise(600, 400), "JPEG")).run()
     assert not page.exception
     assert len(headers(page)) == 1
-    assert page.pills(key="example").value is None
+    assert page.session_state["example"] is None
 
 
-def test_who_sends_a_framed_picture_reads_that_its_bars_do_not_count(page: AppTest) -> None:
+def test_a_border_is_named_and_what_was_judged_outlined(page: AppTest) -> None:
     cat = Image.open(ROOT / "examples" / "cat_meme.jpg")
-    page.file_uploader[0].upload("cat.png", encode(cat)).run()
-    alone, (answer,) = texts(page), headers(page)
-    assert "without the plain bars" not in alone
-    page.file_uploader[0].upload("screen.png", encode(ImageOps.expand(cat, (0, cat.height // 2), "black"))).run()
-    assert not page.exception
-    assert headers(page) == [answer]
-    assert texts(page).replace("It was judged without the plain bars at its edge.\n", "") == alone
+    framed = ImageOps.expand(cat, (0, cat.height // 2, 0, 0), "black")
+    for picture, sentence in ((cat, ""), (framed, "Judged without the plain border at the top: ")):
+        page.file_uploader[0].set_value([("cat.png", encode(picture), "image/png")]).run()
+        assert not page.exception
+        assert "Meme" in headers(page)[0]
+        assert sentence in texts(page)
+        assert bool(sentence) == ("plain border" in texts(page))
 
 
 def test_choices_only_redraw(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    page.pills(key="example").select("Cat meme").run()
+    choose(page, "Cat meme")
     before = texts(page)
 
     def forward(*_arguments: object) -> None:
@@ -121,12 +190,12 @@ def test_choices_only_redraw(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> 
     assert page.get("image")[1].proto.imgs[0].url != painted
     evidence(page).select("not_meme").run()
     assert not page.exception
-    assert "Evidence against a meme" in str(page.get("image")[1].proto)
+    assert "What speaks against a meme" in str(page.get("image")[1].proto)
 
 
 @pytest.mark.parametrize("method", ["Grad-CAM++", "HiResCAM", "LayerCAM", "Occlusion"])
 def test_another_method_paints_another_heatmap_of_the_same_answer(page: AppTest, method: str) -> None:
-    page.pills(key="example").select("Cat meme").run()
+    choose(page, "Cat meme")
     before, painted = texts(page), page.get("image")[1].proto.imgs[0].url
     page.selectbox(key="page-method").select(method).run()
     assert not page.exception
@@ -135,23 +204,24 @@ def test_another_method_paints_another_heatmap_of_the_same_answer(page: AppTest,
 
 
 def test_another_colour_map_brings_its_own_legend(page: AppTest) -> None:
-    page.pills(key="example").select("Cat meme").run()
+    choose(page, "Cat meme")
     assert "red: strong" in texts(page)
     page.segmented_control(key="page-colours").select("viridis").run()
     assert not page.exception
     assert "yellow: strong" in texts(page)
-    assert "red" not in texts(page)
+    assert "red: strong" not in texts(page)
 
 
 @pytest.mark.parametrize(("example", "words"), [("Cat meme", "meme"), ("Mountains", "not a meme")])
 def test_the_heatmap_is_put_to_the_test_in_words(page: AppTest, example: str, words: str) -> None:
-    page.pills(key="example").select(example).run()
-    assert len(page.markdown) == 1
+    choose(page, example)
     page.toggle(key="page-test").set_value(True).run()
     assert not page.exception
-    sentence = page.markdown[-1].value
-    (before, after), *others = re.findall(r"(\d+)% → (\d+)%", sentence)
-    assert sentence.startswith(f"Without the strongest 20% of the heatmap (blurred): {words} **{before}% → {after}%**")
+    (sentence,) = [text.value for text in page.markdown if re.match("Holds|Partly|Does not hold", text.value)]
+    (figures,) = [text.value for text in page.markdown if text.value.startswith("Without the strongest")]
+    (before, after), *others = re.findall(r"(\d+)% → (\d+)%", figures)
+    assert figures.startswith(f"Without the strongest 20% of the heatmap (blurred): {words} **{before}% → {after}%**")
+    assert f"{before}% → {after}%" in sentence
     assert len(others) == 2
     assert {other[0] for other in others} == {before}
     assert f"Probability that this is a meme: {before if words == 'meme' else 100 - int(before)}%" in texts(page)
@@ -160,8 +230,8 @@ def test_the_heatmap_is_put_to_the_test_in_words(page: AppTest, example: str, wo
 
 def test_each_picture_starts_with_the_evidence_for_its_own_answer(page: AppTest) -> None:
     for example, other in (("Cat meme", "not_meme"), ("Choice meme", "not_meme"), ("Mountains", "meme")):
-        page.pills(key="example").select(example).run()
-        expected = "Evidence against a meme" if other == "meme" else "Evidence for a meme"
+        choose(page, example)
+        expected = "What speaks against a meme" if other == "meme" else "What speaks for a meme"
         assert expected in str(page.get("image")[1].proto)
         evidence(page).select(other).run()
         assert expected not in str(page.get("image")[1].proto)
@@ -171,7 +241,7 @@ def test_a_visit_does_not_grow_with_its_pictures(page: AppTest) -> None:
     """Streamlit remembers each widget by its identity until the visit ends."""
     seen = set()
     for example in ("Cat meme", "Mountains", "Bar chart"):
-        page.pills(key="example").select(example).run()
+        choose(page, example)
         controls = [*page.segmented_control, *page.selectbox, *page.slider, *page.toggle]
         seen.add(tuple(control.proto.id for control in controls))
     ((first, *others),) = seen
@@ -182,9 +252,9 @@ def test_a_visit_does_not_grow_with_its_pictures(page: AppTest) -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"", "This file is empty."),
+        (b"", "bad.png is empty."),
         (b"GIF89a", "damaged or incomplete|not a picture"),
-        (encode(noise(300, 300))[:2000], "This picture is damaged or incomplete"),
+        (encode(noise(300, 300))[:2000], "bad.png is damaged or incomplete and cannot be opened."),
         (encode(noise(10, 300)), "each side needs at least 16"),
     ],
 )
@@ -194,40 +264,62 @@ def test_a_bad_file_gets_its_sentence_and_the_page_stays_usable(page: AppTest, d
     (error,) = page.error
     assert any(part in error.value for part in sentence.split("|"))
     assert headers(page) == []
-    page.pills(key="example").select("Mountains").run()
+    choose(page, "Mountains")
     assert len(page.error) == 0
     assert len(headers(page)) == 1
 
 
-def gallery(page: AppTest, uploads: list[tuple[str, bytes]]) -> AppTest:
+def add(page: AppTest, uploads: list[tuple[str, bytes]]) -> AppTest:
     page.file_uploader[0].set_value([(name, data, "image/png") for name, data in uploads]).run()
     assert not page.exception
     return page
 
 
-def names(page: AppTest) -> list[str]:
-    """Of the gallery's pictures; the first text is the name above the answer."""
-    return [text.value for text in page.text][1:]
+def show(page: AppTest, words: str) -> None:
+    page.pills(key="filter").select(words).run()
+    assert not page.exception
 
 
 def test_several_pictures_become_a_gallery(page: AppTest) -> None:
     examples = [(f"{name}.jpg", (ROOT / "examples" / f"{name}.jpg").read_bytes()) for name in ("cat_meme", "mountains")]
-    gallery(page, [*examples, ("**bold** <b>../../x.png", b"nothing")])
+    add(page, [*examples, ("**bold** <b>../../x.png", b"nothing")])
     assert names(page) == ["cat_meme.jpg", "mountains.jpg", "**bold** <b>../../x.png"]
-    assert "Meme: 1 · Not a meme: 1 · Not sure: 0 · Cannot be read: 1" in [text.value for text in page.markdown]
-    captions = [caption.value for caption in page.caption]
-    assert any(re.fullmatch(r"Meme, \d+%", caption) for caption in captions)
-    assert any(re.fullmatch(r"Not a meme, \d+%", caption) for caption in captions)
-    assert any(caption.startswith("This file is not a picture in a format we read") for caption in captions)
-    (control,) = [control for control in page.pills if control.label == "Show"]
-    control.select("Not a meme").run()
-    assert names(page) == ["mountains.jpg"]
-    control.select("Cannot be read").run()
-    assert names(page) == ["**bold** <b>../../x.png"]
-    control.select("Not sure").run()
-    assert names(page) == []
-    control.select("All").run()
-    assert len(names(page)) == 3
+    assert headers(page) == []
+    assert "Meme: 1 · Not a meme: 1 · Not sure: 0 · Cannot be read: 1" in markdown(page)
+    cards = "\n".join(text.proto.body for text in page.get("html"))
+    assert "This file is not a picture in a format we read" in cards
+    assert [option for option in page.pills(key="filter").options if "1" in option] == [
+        "Meme 1",
+        "Not a meme 1",
+        "Cannot be read 1",
+    ]
+    for words, expected in (
+        ("Not a meme", ["mountains.jpg"]),
+        ("Cannot be read", ["**bold** <b>../../x.png"]),
+        ("Not sure", []),
+    ):
+        show(page, words)
+        assert names(page) == expected
+
+
+def test_the_review_steps_through_the_pictures_and_corrects_them(page: AppTest) -> None:
+    examples = [(f"{name}.jpg", (ROOT / "examples" / f"{name}.jpg").read_bytes()) for name in ("cat_meme", "mountains")]
+    add(page, [*examples, ("x.png", b"nothing")])
+    page.button(key="open-1").click().run()
+    assert "Meme" in headers(page)[0]
+    page.button(key="dialog-not_meme").click().run()
+    assert "Not a meme" in headers(page)[0]
+    assert "Meme: 0 · Not a meme: 2 · Not sure: 0 · Cannot be read: 1" in markdown(page)
+    (following,) = [button for button in page.button if button.label == "Next"]
+    following.click().run()
+    assert names(page)[-1] == "mountains.jpg"
+    page.button(key="dialog-undo").click().run()  # of the first picture, which is shown again
+    assert names(page)[-1] == "cat_meme.jpg"
+    assert "Meme: 1 · Not a meme: 1" in markdown(page)
+    page.button(key="remove").click().run()
+    assert not page.exception
+    assert names(page)[:2] == ["mountains.jpg", "x.png"]
+    assert "Meme: 0 · Not a meme: 1 · Not sure: 0 · Cannot be read: 1" in markdown(page)
 
 
 def test_pictures_and_a_folder_add_up_in_the_order_in_which_they_came(page: AppTest) -> None:
@@ -237,62 +329,83 @@ def test_pictures_and_a_folder_add_up_in_the_order_in_which_they_came(page: AppT
     page.file_uploader[0].upload("one.png", encode(noise(60, 60))).run()
     assert not page.exception
     assert names(page) == ["f/1.png", "f/2.png", "f/3.png", "one.png"]
-    assert page.text[0].value == "one.png"  # the large answer is that of the newest one
     page.file_uploader[1].set_value(folder[:1]).run()
     assert names(page) == ["one.png", "f/3.png"]
-    assert page.text[0].value == "f/3.png"
 
 
 def test_an_example_stays_when_an_upload_is_taken_away(page: AppTest) -> None:
     page.file_uploader[1].set_value([("f/1.png", encode(noise(60, 60)), "image/png")]).run()
     page.file_uploader[0].upload("2.png", encode(noise(60, 60, 2))).run()
-    page.pills(key="example").select("Cat meme").run()
+    choose(page, "Cat meme")
     page.file_uploader[1].clear().run()
     assert not page.exception
-    assert page.pills(key="example").value == "Cat meme"
+    assert page.session_state["example"] == "Cat meme"
     page.file_uploader[1].set_value([("f/1.png", encode(noise(60, 60)), "image/png")]).run()
-    assert page.pills(key="example").value is None
+    assert page.session_state["example"] is None
+
+
+def test_remove_all_starts_anew(page: AppTest) -> None:
+    add(page, [(f"{seed}.png", encode(noise(60, 60, seed))) for seed in range(3)])
+    (button,) = [button for button in page.button if button.label == "Remove all"]
+    button.click().run()
+    assert not page.exception
+    assert names(page) == []
+    assert page.session_state["items"] == {}
+    add(page, [("one.png", encode(noise(60, 60)))])
+    assert names(page) == ["one.png"]
 
 
 def test_the_gallery_shows_page_after_page_in_the_chosen_order(page: AppTest) -> None:
-    gallery(page, [(f"{seed}.png", encode(noise(60, 60, seed))) for seed in range(23)])
-    assert names(page) == [f"{seed}.png" for seed in range(20)]
+    add(page, [(f"{seed}.png", encode(noise(60, 60, seed))) for seed in range(PER_PAGE + 3)])
+    assert names(page) == [f"{seed}.png" for seed in range(PER_PAGE)]
     page.selectbox[-1].select("least like a meme first").run()
     first = names(page)
-    assert len(first) == 20
+    assert len(first) == PER_PAGE
     pagination: Any = next(iter(page.get("pagination")))
     pagination.set_value(2).run()
-    assert sorted(first + names(page)) == sorted(f"{seed}.png" for seed in range(23))
+    assert sorted(first + names(page)) == sorted(f"{seed}.png" for seed in range(PER_PAGE + 3))
     page.selectbox[-1].select("most like a meme first").run()
-    assert len(names(page)) == 20  # of the first page again
+    assert len(names(page)) == PER_PAGE  # of the first page again
 
 
 def test_a_correction_that_empties_the_last_page_leads_to_the_one_before(page: AppTest) -> None:
-    gallery(page, [(f"{seed}.png", encode(noise(60, 60, seed))) for seed in range(41)])
-    assert "Not a meme: 41" in page.markdown[-1].value
-    (control,) = [control for control in page.pills if control.label == "Show"]
-    control.select("Not a meme").run()
+    add(page, [(f"{seed}.png", encode(noise(60, 60, seed))) for seed in range(PER_PAGE + 1)])
+    show(page, "Not a meme")
     pagination: Any = next(iter(page.get("pagination")))
-    pagination.set_value(3).run()
-    assert names(page) == ["40.png"]
-    page.session_state["corrections"][page.session_state["came"][-1]] = "meme"
+    pagination.set_value(2).run()
+    assert names(page) == [f"{PER_PAGE}.png"]
+    page.session_state["corrections"][page.session_state["order"][-1]] = "meme"
     page.run()
     assert not page.exception
-    assert names(page) == [f"{seed}.png" for seed in range(20, 40)]
+    assert names(page) == [f"{seed}.png" for seed in range(PER_PAGE)]
+
+
+def test_originals_beyond_the_limit_go_and_their_answers_stay(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [encode(noise(60, 60, seed)) for seed in range(3)]
+    monkeypatch.setattr(gallery, "MAX_TOTAL_MEGABYTES", (len(pictures[1]) + len(pictures[2])) / 1e6)
+    add(page, [(f"{seed}.png", data) for seed, data in enumerate(pictures)])
+    page.run()
+    assert not page.exception
+    assert names(page) == ["0.png", "1.png", "2.png"]
+    assert "The ZIPs lack the 1 oldest pictures, which made room; the table has all 3." in texts(page)
+    page.button(key="open-1").click().run()
+    assert not page.exception
+    assert "The original had to make room for newer pictures." in texts(page)
+    assert "Probability that this is a meme" in texts(page)
 
 
 def test_one_picture_is_no_gallery(page: AppTest) -> None:
-    gallery(page, [("one.png", encode(noise(60, 60)))])
-    assert "All pictures" not in [subheader.value for subheader in page.subheader]
+    add(page, [("one.png", encode(noise(60, 60)))])
+    assert "Cannot be read: " not in markdown(page)
     assert len(headers(page)) == 1
 
 
-def test_past_the_limit_the_page_says_so(page: AppTest) -> None:
-    gallery(page, [(f"{seed}.png", b"nothing") for seed in range(MAX_PICTURES + 3)])
-    assert [warning.value for warning in page.warning] == [
-        "Only the first 100 of these 103 pictures are looked at; that is the limit."
-    ]
-    assert "Cannot be read: 100" in page.markdown[-1].value
+def test_the_model_card_can_be_read(page: AppTest) -> None:
+    page.query_params["page"] = "model-card"
+    page.run()
+    assert not page.exception
+    assert page.markdown[0].value.startswith("# ")
+    assert "](docs/" not in page.markdown[0].value
 
 
 @pytest.mark.usefixtures("empty_caches")
@@ -302,9 +415,9 @@ def test_a_missing_checkpoint_gets_its_sentence(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Classifier, "load", load)
     page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
-    page.pills(key="example").select("Mountains").run()
+    choose(page, "Mountains")
     assert [error.value for error in page.error] == ["There is no checkpoint."]
-    gallery(page, [(f"{seed}.png", encode(noise(60, 60, seed))) for seed in range(2)])
+    add(page, [(f"{seed}.png", encode(noise(60, 60, seed))) for seed in range(2)])
     assert [error.value for error in page.error] == ["There is no checkpoint."]
 
 
@@ -328,7 +441,7 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("one_core")
 def test_a_picture_that_fell_out_of_the_cache_does_not_lock_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30).run()
-    page.pills(key="example").select("Cat meme").run()
+    choose(page, "Cat meme")
     toggle = st.toggle
 
     def forgetful(*given: Any, **named: Any) -> bool:
@@ -338,7 +451,7 @@ def test_a_picture_that_fell_out_of_the_cache_does_not_lock_the_page(monkeypatch
     monkeypatch.setattr(st, "toggle", forgetful)
     page.toggle(key="page-test").set_value(True).run()
     assert not page.exception
-    assert page.markdown[-1].value.startswith("Without the strongest")
+    assert "Without the strongest" in markdown(page)
 
 
 def test_an_animation_says_that_one_frame_was_judged(page: AppTest) -> None:

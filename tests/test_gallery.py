@@ -8,19 +8,26 @@ from pictures import encode, noise
 from PIL import Image
 
 from gallery import (
-    MAX_PICTURES,
     MAX_TOTAL_MEGABYTES,
     THUMBNAIL_SIDE,
     Item,
+    card_html,
     classify_upload,
-    count_within_limits,
+    edges,
+    error_sentence,
+    escape_markdown,
     final_verdicts,
+    keys_over_budget,
     map_on_free_cores,
+    metrics,
     overlays,
     safe_name,
+    share_of_memes,
     sort_items,
     sorted_zip,
     table,
+    verdict_in_words,
+    with_strictness,
 )
 from gradcam import explain, overlay
 from images import BadImage, open_picture
@@ -117,19 +124,79 @@ def test_a_corrected_picture_counts_as_what_the_visitor_says(tiny_classifier: Cl
     assert sort_items(ITEMS, corrections, tiny_classifier, [MEME], None) == ["a", "b", "e"]
 
 
-def test_limits_are_by_number_and_by_size() -> None:
-    assert count_within_limits([]) == 0
-    assert count_within_limits([1] * (MAX_PICTURES + 5)) == MAX_PICTURES
-    assert count_within_limits([9_000_000] * 20) == MAX_TOTAL_MEGABYTES // 9
-    assert count_within_limits([MAX_TOTAL_MEGABYTES * 1_000_000, 1]) == 1
+def test_the_oldest_originals_go_first() -> None:
+    limit = MAX_TOTAL_MEGABYTES * 1_000_000
+    assert keys_over_budget({}) == []
+    assert keys_over_budget({"a": limit}) == []
+    assert keys_over_budget({"a": 1, "b": limit - 1, "c": 2}) == ["a", "b"]
+    assert keys_over_budget({str(n): 9_000_000 for n in range(20)}) == [str(n) for n in range(20 - limit // 9_000_000)]
+
+
+def test_the_share_of_memes_is_that_of_the_same_tenth() -> None:
+    for tenth in metrics()["calibration"]:
+        assert share_of_memes(tenth["from"] + 0.05) == tenth["value"]
+    assert share_of_memes(1.0) == metrics()["calibration"][-1]["value"]
+
+
+def test_words_say_probably_where_fewer_than_four_in_five_were_right() -> None:
+    for tenth in metrics()["calibration"]:
+        probability = tenth["from"] + 0.05
+        assert (verdict_in_words(MEME, probability) == "Meme") == (tenth["value"] >= 0.8)
+        assert (verdict_in_words(NOT_MEME, probability) == "Not a meme") == (tenth["value"] <= 0.2)
+        assert verdict_in_words(NOT_SURE, probability) == "Not sure"
+
+
+@pytest.mark.parametrize(
+    ("strictness", "probability", "expected"),
+    [
+        ("nearly_all", 0.29, NOT_MEME),
+        ("nearly_all", 0.31, MEME),
+        ("certain", 0.4, NOT_MEME),
+        ("certain", 0.41, NOT_SURE),
+        ("certain", 0.89, NOT_SURE),
+        ("certain", 0.9, MEME),
+        ("balanced", 0.31, "as it was"),
+    ],
+)
+def test_strictness_moves_the_threshold(
+    strictness: str, probability: float, expected: str, tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thresholds = {"nearly_all": {"threshold": 0.3}, "certain": {"threshold": 0.9}}
+    monkeypatch.setattr("gallery.metrics", lambda: {"strictness": thresholds})
+    judged = with_strictness(Prediction(NOT_MEME, probability, "as it was"), strictness, tiny_classifier)
+    assert judged.verdict == expected
+    low, high = edges(strictness, tiny_classifier)
+    if strictness != "balanced":
+        assert (expected == MEME) == (probability >= high)
+        assert (expected == NOT_MEME) == (probability <= low and probability < high)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "expected"),
+    [
+        ("holiday.pdf", "This file is not a picture.", "holiday.pdf is not a picture."),
+        ("a\\1.jpg", "This picture is damaged.", "a\\1.jpg is damaged."),
+        ("x.png", "There is no such file.", "x.png: There is no such file."),
+    ],
+)
+def test_an_error_names_its_file(name: str, error: str, expected: str) -> None:
+    assert error_sentence(name, BadImage(error)) == expected
+
+
+def test_names_are_never_markup() -> None:
+    assert escape_markdown("*a* <b> $x$ :red[y]\n# z") == r"\*a\* \<b\> \$x\$ \:red\[y\] \# z"
+    assert escape_markdown("1. x.png") == r"1\. x.png"
+    shown = card_html(Item('<b>"x"&.png', BadImage("This file is empty."), None), None)
+    assert "<b>" not in shown
+    assert "&lt;b&gt;&quot;x&quot;&amp;.png" in shown
 
 
 def test_the_table_has_every_picture_and_the_corrections(tiny_classifier: Classifier) -> None:
     lines = table(ITEMS, {"b": MEME}, tiny_classifier).splitlines()
-    assert lines[0] == "\ufeffpath,label,meme_probability,verdict,error,checkpoint,correction"
-    assert lines[1] == "a,meme,0.9,meme,,,"
-    assert lines[2] == "b,not_meme,0.1,not_meme,,,meme"
-    assert lines[3] == "c,,,,This file is empty.,,"
+    assert lines[0] == "\ufeffpath,label,meme_probability,verdict,error,checkpoint,correction,final"
+    assert lines[1] == "a,meme,0.9,meme,,,,meme"
+    assert lines[2] == "b,not_meme,0.1,not_meme,,,meme,meme"
+    assert lines[3] == "c,,,,This file is empty.,,,"
     assert len(lines) == 6
 
 
@@ -141,6 +208,8 @@ def test_pictures_are_sorted_into_folders_and_corrections_win() -> None:
         "not_meme/0004_d": b"d",
         "meme/0005_e": b"e",
     }
+    memes = ZipFile(BytesIO(sorted_zip(((key, key.encode()) for key in "ade"), ITEMS, {"d": MEME}, (MEME,))))
+    assert memes.namelist() == ["meme/0001_a", "meme/0004_d", "meme/0005_e"]
 
 
 def test_the_same_pictures_make_the_same_zip_that_can_be_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
