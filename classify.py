@@ -15,7 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -29,7 +29,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from engine import best_engine, load_fastest, usable_cores
+from engine import (
+    AUTO,
+    BATCH,
+    DEVICES,
+    PRECISIONS,
+    BadEngine,
+    answer_in_parts,
+    batch_size,
+    describe_engine,
+    device_of,
+    load_fastest,
+    load_with_torch,
+    usable_cores,
+)
 from gradcam import Explanation, explain_inputs, overlay_png, pad_to_picture
 from images import SUFFIXES, BadImage, PictureSearch, has_signature, has_suffix, open_picture, to_square
 from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
@@ -53,7 +66,6 @@ from tables import (
 if TYPE_CHECKING:  # its packages are not in requirements.txt
     from photo_library.sidecars import Sidecars
 
-BATCH = 16
 VERDICTS = (MEME, NOT_MEME, NOT_SURE)
 OVERLAY = re.compile(rf"\.({'|'.join(SUFFIXES)})(_\d+)?\.png$", re.IGNORECASE)  # how `overlay_path` names one
 MAX_NAME = 255  # bytes of a file's name, on most file systems
@@ -97,11 +109,16 @@ def classify_batches(
     def answered(batch: Sequence[Path]) -> list[Answer | BadImage]:
         squares = [load_square(path, classifier.preprocessing.input_size) for path in batch]
         good = [square for square in squares if not isinstance(square, BadImage)]
-        answers = iter(answer(classifier.preprocessing.normalise(good)) if good else [])
+        with one_at_a_time:
+            answers = iter(answer_in_parts(answer, classifier.preprocessing.normalise(good)) if good else [])
         return [square if isinstance(square, BadImage) else next(answers) for square in squares]
 
     threads = usable_cores() + 1
-    batches = (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
+    device = device_of(classifier.network)
+    # An accelerator takes one batch at a time, while the other threads decode the next ones.
+    one_at_a_time = nullcontext() if device.type == "cpu" else Lock()
+    size = batch_size(device)
+    batches = (paths[start : start + size] for start in range(0, len(paths), size))
     todo = iter(paths)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for answers in map_in_order(pool, answered, batches, ahead=2 * threads):
@@ -477,6 +494,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="this machine, or a cluster (docs/cluster.md)"
     )
+    parser.add_argument("--device", choices=DEVICES, default=AUTO, help="auto: an accelerator if there is one")
+    parser.add_argument("--precision", choices=PRECISIONS, default=AUTO, help="auto: the fastest on this computer")
     arguments = parser.parse_args()
     arguments.tables = {kind: getattr(arguments, kind) for kind in READERS if getattr(arguments, kind)}
     places = {"-" if f in STANDARD_OUTPUT else os.path.realpath(f) for f in arguments.tables.values()}
@@ -533,7 +552,7 @@ def main() -> int:
             return run_on_cluster(arguments)
         with ExitStack() as stack:
             return remove_xmp_tags(arguments) if arguments.xmp_remove else run(arguments, stack)
-    except (BadCheckpoint, BadList, BadTable, MissingPackage) as error:
+    except (BadCheckpoint, BadEngine, BadList, BadTable, MissingPackage) as error:
         return refuse(str(error))
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -587,10 +606,10 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     paths = pictures_for(arguments, tables_at.values())
     later = pictures_later(arguments, tables_at.values(), paths) if arguments.watch else None
     if arguments.overlays:  # heatmaps need gradients
-        classifier = Classifier.load(arguments.checkpoint)
+        classifier = load_with_torch(arguments.checkpoint, arguments.precision, arguments.device)
     else:
-        classifier = load_fastest(arguments.checkpoint)
-        print(f"Engine: {best_engine()}", file=sys.stderr)
+        classifier = load_fastest(arguments.checkpoint, arguments.precision, arguments.device)
+    print(f"Engine: {describe_engine(classifier.network)}", file=sys.stderr)
     closing = stack.enter_context(ExitStack())
     tables = open_tables(tables_at, classifier.sha256, set(map(str, paths)), closing)
     work = Work(classifier, arguments.copy_to, arguments.overlays, sidecars, is_watch=arguments.watch)
@@ -729,7 +748,8 @@ def run_on_cluster(arguments: argparse.Namespace) -> int:
         )
         say_what_was_found(search, len(paths), [])
         with lock_tables([] if is_address(target) else [Path(target)]):
-            return summarize(*classify_on_cluster(paths, arguments.checkpoint, target, kind))
+            options = {"precision": arguments.precision, "device": arguments.device}
+            return summarize(*classify_on_cluster(paths, arguments.checkpoint, target, kind, **options))
     except BadAddress as error:
         return refuse(str(error))
 

@@ -28,7 +28,7 @@ PRECISIONS = (AUTO, INT8, BF16, FP32)
 DTYPES = {BF16: torch.bfloat16, FP32: torch.float32}
 DEVICES = (AUTO, "cpu", "cuda", "mps", "xpu")
 PROC = Path("/proc/self")  # proc(5); only Linux has it
-CPU_BATCH = 16
+BATCH = 16  # pictures that one core classifies at once
 LARGEST_BATCH = 64  # one thread decodes a whole batch, so larger ones only delay the first answer
 BYTES_PER_PICTURE = 64 * 2**20  # of device memory; a generous bound for DenseNet121 at 224 pixels in float32
 
@@ -156,11 +156,11 @@ def device_of(network: nn.Module) -> torch.device:
 def batch_size(device: torch.device) -> int:
     """How many pictures to classify at once on a device, by its free memory."""
     if device.type == "cpu":
-        return CPU_BATCH
+        return BATCH
     try:
         free, _ = torch.accelerator.get_memory_info(device)
     except (RuntimeError, NotImplementedError, AttributeError):  # not every backend reports its memory
-        return CPU_BATCH
+        return BATCH
     return max(1, min(LARGEST_BATCH, free // 2 // BYTES_PER_PICTURE))
 
 

@@ -24,8 +24,9 @@ from PIL import Image
 from torchvision import transforms
 from tqdm import trange
 
-from classify import BATCH, classify
+from classify import classify
 from engine import (
+    BATCH,
     FP32,
     INT8,
     OPENVINO,

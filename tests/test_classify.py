@@ -22,6 +22,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 import classify
+from engine import BATCH
 from gradcam import explain, overlay
 from images import BadImage, PictureSearch, open_picture
 from model import Classifier
@@ -158,7 +159,7 @@ def test_answers_stay_in_order_whichever_is_ready_first(folder: Path, tiny_class
 
     found = list(classify.classify_batches(tiny_classifier, paths, slow_at_first))
     assert [path for path, _ in found] == paths
-    assert next(batches) == math.ceil(len(paths) / classify.BATCH) > 4
+    assert next(batches) == math.ceil(len(paths) / BATCH) > 4
     for path, answer in found:
         if isinstance(answer, BadImage):
             assert path.read_bytes() == b"no picture"

@@ -3,16 +3,18 @@ import dataclasses
 import math
 import os
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pictures import ROOT
+from pictures import ROOT, noise
 from tiny import build_tiny_network
 from torch import Tensor, nn
 
+import classify
 import engine
 import model
 from engine import AUTO, BF16, FP32, INT8, BadConversion, BadEngine, OpenVINONetwork
@@ -287,7 +289,7 @@ def test_batches_fit_the_devices_memory(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("this backend does not report its memory")
 
     monkeypatch.setattr(torch.accelerator, "get_memory_info", unknown)
-    assert engine.batch_size(gpu) == engine.batch_size(torch.device("cpu")) == engine.CPU_BATCH
+    assert engine.batch_size(gpu) == engine.batch_size(torch.device("cpu")) == engine.BATCH
 
 
 class SmallMemory(nn.Module):
@@ -460,3 +462,41 @@ def test_memory_follows_the_limit_of_the_control_group(
     if not files:
         monkeypatch.delattr(os, "sysconf")  # Windows
         assert engine.memory_limit() == float("inf")
+
+
+def test_folders_go_on_when_memory_is_short(tiny_classifier: Classifier, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{seed:02}.png" for seed in range(20)]
+    for seed, path in enumerate(paths):
+        noise(64, 64, seed).save(path)
+    expected = [answer for _, answer in classify.classify(tiny_classifier, paths)]
+    small = SmallMemory(tiny_classifier.network, 3, torch.OutOfMemoryError("CUDA out of memory."))
+    answers = list(classify.classify(dataclasses.replace(tiny_classifier, network=small), paths))
+    assert [path for path, _ in answers] == paths
+    for (_, ours), theirs in zip(answers, expected, strict=True):
+        assert isinstance(ours, Prediction)
+        assert isinstance(theirs, Prediction)
+        assert ours.meme_probability == pytest.approx(theirs.meme_probability, abs=1e-5)
+
+
+@pytest.mark.skipif(ACCELERATOR is not None, reason="this computer has an accelerator")
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--device=cuda", "This computer has no cuda device that this PyTorch can use; try --device auto."),
+        ("--precision=int8", "There is no tiny.int8.xml. Make it with `python -m training.quantize`."),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(
+    option: str,
+    sentence: str,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture, table = checkpoint.with_name("picture.png"), checkpoint.with_name("table.csv")
+    noise(64, 64).save(picture)
+    arguments = [str(picture), "--csv", str(table), "--checkpoint", str(checkpoint), option]
+    monkeypatch.setattr(sys, "argv", ["classify.py", *arguments])
+    assert classify.main() == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"classify.py: error: {sentence}"
+    assert not table.exists()
