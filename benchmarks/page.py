@@ -150,7 +150,7 @@ def take_screenshots() -> None:
     """Save the page with a meme and with another picture, both from the examples, into outputs/."""
     with running_server() as (address, _), chromium() as browser:
         for example, name in (("Cat meme", "output.png"), ("Mountains", "output2.png")):
-            page = browser.new_page(viewport={"width": 900, "height": 640})
+            page = browser.new_page(viewport={"width": 840, "height": 640})
             page.goto(address)
             page.get_by_role("button", name=example, exact=True).click(timeout=TIMEOUT)
             page.locator(f"[data-test-script-state=notRunning] {HEATMAP}").wait_for(timeout=TIMEOUT)
