@@ -57,4 +57,4 @@ def test_who_waits_reads_that_it_waits() -> None:
     with running_server() as (address, _):
         texts = asyncio.run(visit())
     assert any("yours is waiting" in text for text in texts)
-    assert any("Looking at the picture" in text for text in texts)
+    assert any("Classifying the picture" in text for text in texts)
