@@ -203,7 +203,7 @@ def balanced_weights(pictures: list[LabelledPicture]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stood; the loss is the mean since the one before, the rest is of the average_weights network."""
+    """Where a run stood; the loss is the mean since the one before, the rest is of the averaged network."""
 
     pictures: int  # drawn so far
     loss: float
@@ -225,7 +225,7 @@ def train(
     captions: dict[Path, list[Box]] | None = None,
     seed: int = SEED,
 ) -> tuple[nn.Module, list[Progress]]:
-    """Run a course, or what is left of it; return the average_weights network, and its history.
+    """Run a course, or what is left of it; return the averaged network, and its history.
 
     Args:
         network: (N, 3, S, S) -> logits of the classes and the groups, and a feature map; trained in place.
