@@ -405,7 +405,6 @@ def test_the_background_fills_the_page_and_is_sent_once(page: Page) -> None:
     assert 0 < max(frames) < picture  # so it is in none of them
 
 
-@pytest.mark.xfail(reason="at 1440 px something light lies in the box of the line below the bar", strict=False)
 @WIDTHS
 @pytest.mark.usefixtures("height", "width")
 def test_all_text_is_legible_on_the_background(page: Page) -> None:
