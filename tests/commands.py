@@ -1,4 +1,4 @@
-"""Commands run as from the command line, but inside the test."""
+"""Run a command in the process of the test."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,17 @@ from model import Classifier
 def run(
     monkeypatch: pytest.MonkeyPatch, main: Callable[[], int], classifier: Classifier | None, *arguments: str | Path
 ) -> int:
-    """Call `main` with these arguments; a classifier given here is what any checkpoint loads as."""
+    """Call a command's `main` with these arguments.
+
+    Args:
+        monkeypatch: of the test.
+        main: of the command.
+        classifier: what any checkpoint loads as, or None to read checkpoints as usual.
+        arguments: of the command line.
+
+    Returns:
+        The exit code.
+    """
     if classifier:
         monkeypatch.setattr(Classifier, "load", lambda *_: classifier)
         monkeypatch.setattr(classify, "load_fastest", lambda *_: classifier)

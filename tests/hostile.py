@@ -1,6 +1,6 @@
-"""Build files that were made to hurt whoever opens them: python tests/hostile.py FOLDER
+"""Build hostile files: python tests/hostile.py FOLDER
 
-Nothing comes from elsewhere: each is written here, byte by byte or by bending a picture that Pillow has encoded.
+Each file is written here, byte by byte or by changing a picture that Pillow has encoded.
 """
 
 import random
@@ -23,7 +23,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>ale
 
 
 def hostile_files() -> Iterator[tuple[str, bytes]]:
-    """Name and content of each."""
+    """Yield the name and the content of each file."""
     pillow_heif.register_heif_opener()
     plain = {name: encode(noise(SIDE, SIDE), name) for name in ENCODINGS}
     yield from bombs(plain)
@@ -43,14 +43,14 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, pixels: bytes = b"", *, depth: int = 8, colour: int = 0, extra: bytes = b"") -> bytes:
-    """A PNG that says what it is told to say; `pixels` are compressed already."""
+    """A PNG with any header, valid or not; `pixels` are compressed already."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return PNG_START + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 @cache
 def zeros(count: int) -> bytes:
-    """Very many zeros, compressed."""
+    """`count` zeros, compressed with zlib."""
     packer = zlib.compressobj(9)
     block = bytes(1 << 20)
     parts = [packer.compress(block[: min(len(block), count - start)]) for start in range(0, count, len(block))]
@@ -58,14 +58,14 @@ def zeros(count: int) -> bytes:
 
 
 def resized(content: bytes, marker: bytes, offset: int, form: str, side: int) -> bytes:
-    """A file whose width and height, `offset` bytes behind a marker, say something else."""
+    """The file with another width and height in its header, `offset` bytes behind a marker."""
     at = content.index(marker) + offset
     sides = struct.pack(form, side, side)
     return content[:at] + sides + content[at + len(sides) :]
 
 
 def bombs(plain: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """Small files of huge pictures."""
+    """Decompression bombs: small files of huge pictures."""
     yield "real-bomb.png", png(9400, 9400, zeros(9401 * 9400))
     yield "bomb.png", png(60_000, 60_000, zeros(1 << 24))
     yield "within-the-pixels.png", png(5_900, 5_900, zeros(5_901 * 5_900))
@@ -80,7 +80,7 @@ def bombs(plain: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
 
 
 def odd_shapes() -> Iterator[tuple[str, bytes]]:
-    """Pictures that are hardly any."""
+    """Pictures of extreme proportions or without pixels."""
     yield "line.png", png(65_535, 1, zeros(65_536))
     yield "column.png", png(1, 65_535, zeros(2 * 65_535))
     yield "long.png", png(19_999, 16, zeros(20_000 * 16))
@@ -92,7 +92,7 @@ def odd_shapes() -> Iterator[tuple[str, bytes]]:
 
 
 def disguises(plain: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """What is not what it is called, and what is two things at once."""
+    """Files of another format than their name says, and polyglots."""
     yield "jpeg-inside.png", plain["JPEG"]
     yield "svg.png", SVG
     yield "html.jpg", b"<!doctype html><script>alert(1)</script>"
@@ -111,7 +111,7 @@ def disguises(plain: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
 
 
 def metadata(plain: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """Good pixels under bad descriptions."""
+    """Intact pixels with hostile metadata."""
     jpeg, whole = plain["JPEG"], plain["PNG"]
     head, rest = whole[:33], whole[33:]  # the header chunk ends there
     segment = b"\xff\xe1" + struct.pack(">H", 65_535) + b"Exif\0\0" + bytes(65_527)
@@ -138,7 +138,7 @@ def with_exif(jpeg: bytes, exif: bytes) -> bytes:
 
 
 def animations() -> Iterator[tuple[str, bytes]]:
-    """Ten thousand frames, and fewer large ones."""
+    """Animations of ten thousand frames, and of fewer large ones."""
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")] * 5_000
     for name in ("GIF", "PNG", "WEBP"):
         yield f"frames.{name.lower()}", encode(frames[0], name, save_all=True, append_images=frames[1:], duration=1)
@@ -147,7 +147,7 @@ def animations() -> Iterator[tuple[str, bytes]]:
 
 
 def colours(plain: bytes) -> Iterator[tuple[str, bytes]]:
-    """Colours that are kept in unusual ways."""
+    """Unusual and invalid colour formats."""
     ramp = np.linspace(0, 65_535, SIDE * SIDE).reshape(SIDE, SIDE).astype(np.uint16)
     yield "16-bit.png", encode(Image.fromarray(ramp), "PNG")
     yield "cmyk.jpg", encode(noise(SIDE, SIDE).convert("CMYK"), "JPEG")
@@ -160,7 +160,7 @@ def colours(plain: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def main() -> None:
-    """Write all into a folder."""
+    """Write all files into a folder."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in hostile_files():

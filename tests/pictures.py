@@ -1,4 +1,4 @@
-"""Pictures that tests draw on the spot."""
+"""Pictures that the tests draw themselves."""
 
 import struct
 import zlib
@@ -13,13 +13,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Coloured blobs, different for each seed."""
+    """A picture of coloured blobs, different for each seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def encode(picture: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
-    """The picture as the bytes of a file."""
+    """Encode a picture as the bytes of a file."""
     buffer = BytesIO()
     picture.save(buffer, file_format, **options)
     return buffer.getvalue()

@@ -39,7 +39,7 @@ def files() -> dict[str, bytes]:
 
 
 def outcome(content: bytes) -> str:
-    """The sentence that a file gets; none if it is a good picture."""
+    """The error sentence for a file; empty if it opens."""
     try:
         picture = open_picture(content)
     except BadImage as error:
@@ -53,14 +53,14 @@ def outcome(content: bytes) -> str:
     return ""
 
 
-def test_each_gets_an_answer_or_a_sentence(files: dict[str, bytes]) -> None:
+def test_each_hostile_file_opens_or_gets_a_sentence(files: dict[str, bytes]) -> None:
     outcomes = {name: outcome(content) for name, content in files.items()}
     assert {name for name in outcomes if not outcomes[name] and not name.startswith("truncated")} == STILL_GOOD
     for sentence in outcomes.values():
         assert not sentence or (sentence.startswith("This ") and sentence.endswith(".") and len(sentence) < 200)
 
 
-def test_none_takes_long_or_much_memory(files: dict[str, bytes], tmp_path: Path) -> None:
+def test_no_hostile_file_takes_long_or_much_memory(files: dict[str, bytes], tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     command = [sys.executable, str(ROOT / "tests" / "opening_cost.py"), str(tmp_path)]
@@ -75,7 +75,7 @@ def test_none_takes_long_or_much_memory(files: dict[str, bytes], tmp_path: Path)
     }
 
 
-def test_what_opens_is_answered(files: dict[str, bytes], tiny_classifier: Classifier) -> None:
+def test_hostile_files_that_open_are_classified(files: dict[str, bytes], tiny_classifier: Classifier) -> None:
     for name in STILL_GOOD:
         assert isinstance(classify_upload(tiny_classifier, name, files[name]).answer, Prediction)
 
@@ -84,7 +84,7 @@ NAMES = ("../../etc/passwd.png", "<script>a</script>**b**:red[c].png", "😀🏳
 
 
 def test_names_are_only_names(address: str, server_tmp: Path) -> None:
-    """What the page and the HTTP interface say of them; tests of the gallery say how they are shown."""
+    """On the page and over HTTP. The tests of the gallery cover how names are shown."""
 
     async def visit(address: str, name: str) -> Shown:
         async with Visitor(address) as visitor:
@@ -111,25 +111,25 @@ SEEDS = [encode(noise(side, 40, side), name) for name in ENCODINGS for side in (
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A real file after a few accidents."""
+    """A valid file after a few random mutations."""
     content = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, len(content) - 1))
-        # Decoders read their headers first, so most accidents happen there.
+        # Decoders read the headers first, so most mutations happen there.
         at = at if draw(st.booleans()) else at % 200 % len(content)
         length = draw(st.integers(1, 64))
-        accident = draw(st.sampled_from(("overwrite", "bits", "remove", "repeat", "insert", "splice")))
-        if accident == "overwrite":
+        mutation = draw(st.sampled_from(("overwrite", "bits", "remove", "repeat", "insert", "splice")))
+        if mutation == "overwrite":
             extremes = st.sampled_from((b"\0", b"\xff", b"\x7f\xff", b"\xff\xff\xff\xff", b"\x80\0\0\0"))
             new = draw(st.one_of(st.binary(min_size=1, max_size=8), extremes))
             content[at : at + len(new)] = new
-        elif accident == "bits":
+        elif mutation == "bits":
             content[at] ^= 1 << draw(st.integers(0, 7))
-        elif accident == "remove":
+        elif mutation == "remove":
             del content[at : at + length]
-        elif accident == "repeat":
+        elif mutation == "repeat":
             content[at:at] = content[at : at + length] * draw(st.integers(1, 50))
-        elif accident == "insert":
+        elif mutation == "insert":
             content[at:at] = random.Random(draw(st.integers(0, 2**32))).randbytes(length)
         else:
             other = draw(st.sampled_from(SEEDS))
@@ -141,13 +141,13 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 @settings(deadline=SECONDS * 1000, max_examples=5_000, suppress_health_check=list(HealthCheck), database=None)
 @given(mutated())
-def test_no_accident_brings_anything_but_an_answer_or_a_sentence(content: bytes) -> None:
+def test_mutated_files_open_or_get_a_sentence(content: bytes) -> None:
     outcome(content)
 
 
-if __name__ == "__main__":  # as long as one likes: PYTHONPATH=. python tests/test_hostile.py SECONDS
+if __name__ == "__main__":  # for longer: PYTHONPATH=. python tests/test_hostile.py SECONDS
     rounds, end = 0, time.monotonic() + float(sys.argv[1])
     while time.monotonic() < end:
-        test_no_accident_brings_anything_but_an_answer_or_a_sentence()
+        test_mutated_files_open_or_get_a_sentence()
         rounds += 1
-    print(f"{rounds} rounds of 5,000 files without another outcome")
+    print(f"{rounds} rounds of 5,000 files without a failure")

@@ -17,14 +17,14 @@ async def ask_alone(address: str, pictures: list[bytes]) -> list[Shown]:
 
 
 def test_nobody_gets_anothers_answer_and_the_log_gets_none(capfd: pytest.CaptureFixture[str]) -> None:
-    """Eight visitors for ten seconds; `benchmarks.load` does it for longer."""
+    """Eight visitors for five seconds; `benchmarks.load` does it for longer."""
 
     async def visit() -> None:
         pictures = [draw(seed) for seed in range(12)]
         alone = await ask_alone(address, pictures)
         assert len({shown.pictures for shown in alone}) == len(pictures)
         assert not any(shown.errors for shown in alone)
-        tally = await crowd(Scene(address, process, pictures, alone), 8, 10)
+        tally = await crowd(Scene(address, process, pictures, alone), 8, 5)
         assert len(tally.seconds) >= 8
         assert (tally.wrong, tally.errors, tally.missing) == (0, 0, 0)
         (refused,) = await ask_alone(address, [b"no picture"])
@@ -43,7 +43,7 @@ def test_growth_is_read_from_the_settled_part() -> None:
     assert Tally(memory=memory[:60]).growth() == "–"
 
 
-def test_who_waits_reads_that_it_waits() -> None:
+def test_who_waits_reads_that_it_waits(address: str) -> None:
     async def visit() -> list[str]:
         async with AsyncExitStack() as stack:
             visitors = [await stack.enter_async_context(Visitor(address)) for _ in range(12)]
@@ -54,7 +54,6 @@ def test_who_waits_reads_that_it_waits() -> None:
             )
             return [text for visitor in visitors for text in visitor.spinners]
 
-    with running_server() as (address, _):
-        texts = asyncio.run(visit())
+    texts = asyncio.run(visit())
     assert any("yours is waiting" in text for text in texts)
     assert any("Classifying the picture" in text for text in texts)
