@@ -204,8 +204,9 @@ def classify_on_cluster(
     if precision == INT8 and not quantized_path(checkpoint).exists():
         raise BadEngine(f"There is no {quantized_path(checkpoint).name}. Make it with `python -m training.quantize`.")
     items = [{"path": os.fsencode(p), "place": os.fsencode(p if is_address(p) else Path(p).absolute())} for p in paths]
-    with named(f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}"):
-        ray.init(runtime_env={"py_modules": [str(HERE / name) for name in MODULES]}, log_to_driver=False)
+    ray_address = os.environ.get("RAY_ADDRESS", "local")  # without one, Ray would join any cluster that runs here
+    with named(f"RAY_ADDRESS={ray_address}"):
+        ray.init(ray_address, runtime_env={"py_modules": [str(HERE / name) for name in MODULES]}, log_to_driver=False)
     try:
         cores, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
         if device not in (AUTO, "cpu") and not gpus:

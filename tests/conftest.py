@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +63,11 @@ def server_tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def address(server_tmp: Path) -> Iterator[str]:
     """The address of a server of the page and the HTTP interface, for tests that need no settings of their own."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("TMPDIR", str(server_tmp))
-        with running_server("serve.py") as (address, _):
-            yield address
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("TMPDIR", str(server_tmp))  # of the server only: Ray's sockets need a short one
+            address, _ = stack.enter_context(running_server("serve.py"))
+        yield address
 
 
 @pytest.fixture(scope="module")  # while Playwright runs, no other test of the process may call asyncio.run
