@@ -24,6 +24,7 @@ from images import to_square
 
 MEME, NOT_MEME, NOT_SURE = "meme", "not_meme", "not_sure"
 CLASSES = (MEME, NOT_MEME)  # the order of the outputs of the networks trained here
+STRICTNESS = ("nearly_all", "balanced", "certain")  # find nearly all memes … only the certain ones
 ARCHITECTURE = "densenet121"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -89,6 +90,7 @@ class Classifier:
         temperature: divides the logits before the softmax (Guo et al. 2017, arXiv 1706.04599).
         threshold: a probability of meme from here on is labelled `meme`.
         not_sure: probabilities strictly between these two are answered `not_sure`.
+        thresholds: for each of `STRICTNESS`, the probability from which on a picture counts as a meme.
         evidence_scales: for each of `gradcam.METHODS`, the evidence that a heatmap paints in its last colour.
         sha256: of the checkpoint file, in hexadecimal.
         about: the checkpoint's own figures and history, for people to read.
@@ -102,6 +104,7 @@ class Classifier:
     temperature: float
     threshold: float
     not_sure: tuple[float, float]
+    thresholds: dict[str, float]
     evidence_scales: dict[str, float]
     sha256: str
     about: dict[str, Any] = field(repr=False)
@@ -154,6 +157,8 @@ class Classifier:
             classes = tuple(checkpoint["classes"])
             if checkpoint["architecture"] != ARCHITECTURE or set(classes) != set(CLASSES):
                 raise ValueError("another architecture or other classes")
+            # Checkpoints of the first edition have one threshold only.
+            thresholds = checkpoint.get("thresholds") or dict.fromkeys(STRICTNESS, checkpoint["threshold"])
             network = build_network()
             network.load_state_dict(checkpoint["state_dict"], strict=True)
             dtype = dtype or fastest_dtype(device)
@@ -169,6 +174,7 @@ class Classifier:
                 temperature=float(checkpoint["temperature"]),
                 threshold=float(checkpoint["threshold"]),
                 not_sure=(float(checkpoint["not_sure"][0]), float(checkpoint["not_sure"][1])),
+                thresholds={name: float(thresholds[name]) for name in STRICTNESS},
                 evidence_scales=scales,
                 sha256=sha256,
                 about=dict(checkpoint["about"]),
@@ -205,7 +211,7 @@ class Classifier:
         predictions = self.read_logits(logits)
         if self.exact is None:
             return predictions
-        edges = (self.threshold, *self.not_sure)
+        edges = (*self.thresholds.values(), *self.not_sure)
         close = [
             index
             for index, prediction in enumerate(predictions)
@@ -307,6 +313,7 @@ def save_checkpoint(
     temperature: float,
     threshold: float,
     not_sure: tuple[float, float],
+    thresholds: dict[str, float],
     evidence_scales: dict[str, float],
     about: dict[str, Any],
 ) -> None:
@@ -322,6 +329,7 @@ def save_checkpoint(
         "temperature": temperature,
         "threshold": threshold,
         "not_sure": not_sure,
+        "thresholds": thresholds,
         "evidence_scales": evidence_scales,
         "about": about,
     }

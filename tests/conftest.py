@@ -42,6 +42,7 @@ def tiny_checkpoint(tiny_classifier: Classifier, tmp_path: Path, monkeypatch: py
         temperature=tiny_classifier.temperature,
         threshold=tiny_classifier.threshold,
         not_sure=tiny_classifier.not_sure,
+        thresholds=tiny_classifier.thresholds,
         evidence_scales=tiny_classifier.evidence_scales,
         about={},
     )

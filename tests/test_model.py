@@ -23,6 +23,7 @@ from model import (
     NOT_MEME,
     NOT_SURE,
     ROUNDING,
+    STRICTNESS,
     BadCheckpoint,
     Classifier,
     Preprocessing,
@@ -47,6 +48,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Modu
         temperature=1.25,
         threshold=0.6,
         not_sure=(0.5, 0.7),
+        thresholds={"nearly_all": 0.4, "balanced": 0.6, "certain": 0.9},
         evidence_scales={"Grad-CAM": 3.0},
         about={"created": "2026-11-22"},
     )
@@ -67,6 +69,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(saved: tuple[Path, torch.nn.Mod
     assert loaded.classes == CLASSES
     assert loaded.preprocessing == Preprocessing(96)
     assert (loaded.temperature, loaded.threshold, loaded.not_sure) == (1.25, 0.6, (0.5, 0.7))
+    assert loaded.thresholds == {"nearly_all": 0.4, "balanced": 0.6, "certain": 0.9}
     assert loaded.evidence_scales == {"Grad-CAM": 3.0}
     assert loaded.about == {"created": "2026-11-22"}
     assert len(loaded.sha256) == 64
@@ -103,6 +106,17 @@ def test_a_loaded_network_is_frozen(saved: tuple[Path, torch.nn.Module]) -> None
     assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
     with pytest.raises(dataclasses.FrozenInstanceError):
         loaded.threshold = 0.1  # type: ignore[misc]
+
+
+def test_a_checkpoint_of_the_first_edition_has_one_threshold(
+    saved: tuple[Path, torch.nn.Module], tmp_path: Path
+) -> None:
+    checkpoint = torch.load(saved[0], weights_only=True)
+    del checkpoint["thresholds"]
+    path = tmp_path / "first.pth"
+    write_checkpoint(checkpoint, path)
+    loaded = Classifier.load(path)
+    assert loaded.thresholds == dict.fromkeys(STRICTNESS, loaded.threshold)
 
 
 class Bomb:
@@ -255,7 +269,8 @@ def test_what_a_hair_decides_is_answered_in_full_precision(tiny_classifier: Clas
     probabilities = sorted(prediction.meme_probability for prediction in expected)
     # Between two neighbours: another number of pictures in the batch may round the last digit differently.
     low, threshold, high = (sum(probabilities[at : at + 2]) / 2 for at in (50, 100, 150))
-    exact = dataclasses.replace(tiny_classifier, threshold=threshold, not_sure=(low, high))
+    thresholds = {"nearly_all": low, "balanced": threshold, "certain": high}
+    exact = dataclasses.replace(tiny_classifier, threshold=threshold, not_sure=(low, high), thresholds=thresholds)
     rounded = tiny_classifier.network(inputs) + 0.02 * torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
     rounding = dataclasses.replace(exact, exact=exact.network)
 

@@ -1,6 +1,6 @@
-"""Fit what a trained network's answers mean on labelled pictures: temperature, threshold, the band of doubt.
+"""Calibrate a trained network on labelled pictures: temperature, thresholds, the band of doubt.
 
-As a command, it calibrates a checkpoint anew on your own pictures: python -m training.calibrate DATA_DIR --out FILE
+As a command, it calibrates a checkpoint for your own pictures: python -m training.calibrate DATA_DIR --out FILE
 """
 
 import argparse
@@ -20,9 +20,11 @@ from evaluation.metrics import Array, share
 from gradcam import METHODS, evidence, forward_with_feature_map
 from model import CLASSES, DEFAULT_CHECKPOINT, MEME, BadCheckpoint, Classifier, Preprocessing, write_checkpoint
 
-AIM_PRECISION = 0.9  # a family photo called a meme is the costlier error
-AIM_WHEN_ANSWERED = 0.985  # outside the band of doubt
-MOST_UNANSWERED = 0.1  # share of the pictures inside it
+AIM_PRECISION = 0.9  # at the balanced threshold: a family photo called a meme is the costlier error
+AIM_RECALL_OF_NEARLY_ALL = 0.95
+AIM_PRECISION_OF_CERTAIN = 0.98
+AIM_OUTSIDE_BAND = 0.85  # accuracy of any tenth of the probability scale outside the band of doubt
+SMALLEST_TENTH = 0.01  # share of the pictures; of fewer, no accuracy is demanded
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +34,31 @@ class Calibration:
     temperature: float
     threshold: float
     not_sure: tuple[float, float]
+    thresholds: dict[str, float]
     evidence_scales: dict[str, float]
 
 
 def calibrate(
     network: nn.Module, preprocessing: Preprocessing, pictures: list[LabelledPicture]
 ) -> tuple[Calibration, float, Array, Array]:
-    """Fit the calibration, and the shift to be given to the network itself, see `shifted`.
+    """Fit temperature, shift, thresholds and the band of doubt.
 
-    Also return the probabilities of meme and the truth, both of shape (N,).
+    Temperature and shift are fitted to all pictures. Thresholds and the band are fitted to the probabilities that each
+    source gets when temperature and shift are fitted to the other sources, so that they hold for new sources.
 
     Args:
-        network: from `model.for_inference`, so that the fit is to the very answers that are given later.
+        network: from `model.for_inference`, so that the fit is to the very outputs that are used later.
         preprocessing: what makes the network's input.
         pictures: of both classes, best from sources that training never saw.
+
+    Returns:
+        The calibration, the shift (see `add_bias`), and the left-out probabilities of meme and the truth, both of
+        shape (N,).
+
+    Raises:
+        SystemExit: if there are no readable pictures of one class.
     """
-    margins, truth = list[float](), list[bool]()
+    margins, read = list[float](), list[LabelledPicture]()
     strongest: dict[str, list[float]] = defaultdict(list)
     for labelled, opened in open_batches(pictures):
         inputs = torch.stack([preprocessing(picture) for picture in opened])
@@ -56,19 +67,43 @@ def calibrate(
             for name in [name for name, method in METHODS.items() if method.layer == layer]:
                 maps = [evidence(logits, feature_map, index, name) for index in range(len(CLASSES))]
                 strongest[name] += torch.stack(maps, 1).amax((1, 2, 3)).tolist()
-        ours = CLASSES.index(MEME)
-        margins += (logits[:, ours] - logits[:, 1 - ours]).tolist()
-        truth += [picture.label == MEME for picture in labelled]
-    if len(set(truth)) < len(CLASSES):
+        meme = CLASSES.index(MEME)
+        margins += (logits[:, meme] - logits[:, 1 - meme]).tolist()
+        read += labelled
+    is_meme, margin = np.array([picture.label == MEME for picture in read]), np.array(margins)
+    if len(set(is_meme.tolist())) < len(CLASSES):
         raise SystemExit("To calibrate, there must be readable pictures of both classes.")
-    is_meme, margin = np.array(truth), np.array(margins)
     temperature, shift = fit_temperature_and_shift(margin, is_meme)
-    probability = 1 / (1 + np.exp(-(margin + shift) / temperature))
-    threshold = fit_threshold(probability, is_meme)
+    probability = left_out_probabilities(margin, is_meme, np.array([picture.source for picture in read]))
+    threshold = fit_threshold(probability, is_meme, AIM_PRECISION)
+    thresholds = {
+        "nearly_all": min(threshold, fit_recall_threshold(probability, is_meme, AIM_RECALL_OF_NEARLY_ALL)),
+        "balanced": threshold,
+        "certain": max(threshold, fit_threshold(probability, is_meme, AIM_PRECISION_OF_CERTAIN)),
+    }
     not_sure = fit_abstention_band(probability, is_meme, threshold)
     # Half of all pictures have a place that is painted in full red.
     scales = {name: float(np.median(values)) for name, values in strongest.items()}
-    return Calibration(temperature, threshold, not_sure, scales), shift, probability, is_meme
+    return Calibration(temperature, threshold, not_sure, thresholds, scales), shift, probability, is_meme
+
+
+def left_out_probabilities(margin: Array, is_meme: Array, sources: Array) -> Array:
+    """The probability of meme of each picture, with temperature and shift fitted to the other sources.
+
+    Where the others have pictures of one class only, the fit is to all.
+
+    Args:
+        margin: difference of the logits, shape (N,).
+        is_meme: shape (N,).
+        sources: names, shape (N,).
+    """
+    probability = np.empty(len(margin))
+    for source in np.unique(sources):
+        left_out = sources == source
+        rest = ~left_out if len(set(is_meme[~left_out].tolist())) == len(CLASSES) else np.ones_like(left_out)
+        temperature, shift = fit_temperature_and_shift(margin[rest], is_meme[rest])
+        probability[left_out] = 1 / (1 + np.exp(-(margin[left_out] + shift) / temperature))
+    return probability
 
 
 def fit_temperature_and_shift(margin: Array, is_meme: Array) -> tuple[float, float]:
@@ -96,43 +131,59 @@ def fit_temperature_and_shift(margin: Array, is_meme: Array) -> tuple[float, flo
     return math.exp(best[0]), -float(best[1])
 
 
-def shifted(weights: dict[str, Tensor], shift: float) -> dict[str, Tensor]:
+def add_bias(weights: dict[str, Tensor], shift: float) -> dict[str, Tensor]:
     """The weights of the same network with a bias: towards meme, or away from it. No heatmap changes."""
     bias = weights["classifier.bias"]
     towards = torch.tensor([shift / 2 if name == MEME else -shift / 2 for name in CLASSES])
     return weights | {"classifier.bias": (bias.float() + towards).to(bias.dtype)}
 
 
-def fit_threshold(probability: Array, is_meme: Array) -> float:
-    """The lowest threshold at which `AIM_PRECISION` of those called memes are memes, else the most precise one.
+def fit_threshold(probability: Array, is_meme: Array, aim: float) -> float:
+    """The lowest threshold at which this share of those called memes are memes, else the most precise one.
 
     Never below even odds, however well the pictures are told apart.
     """
-    thresholds = np.linspace(0.5, 0.95, 91)
+    thresholds = np.linspace(0.5, 0.99, 99)
     called = [is_meme[probability >= threshold] for threshold in thresholds]
     precision = np.array([memes.mean() if len(memes) else 0 for memes in called])
-    reached = precision >= AIM_PRECISION
+    reached = precision >= aim
     return float(thresholds[reached.argmax() if reached.any() else precision.argmax()])
 
 
-def fit_abstention_band(probability: Array, is_meme: Array, threshold: float) -> tuple[float, float]:
-    """The narrowest band around the threshold outside of which answers are right as often as is aimed at.
+def fit_recall_threshold(probability: Array, is_meme: Array, aim: float) -> float:
+    """The highest threshold at which this share of the memes is called a meme."""
+    memes = np.sort(probability[is_meme])
+    return float(memes[-math.ceil(aim * len(memes))])
 
-    It never leaves more than `MOST_UNANSWERED` of the pictures without an answer.
+
+def fit_abstention_band(probability: Array, is_meme: Array, threshold: float) -> tuple[float, float]:
+    """The narrowest band around the threshold outside of which the answers can be relied on.
+
+    Outside it, every stretch of a tenth of the probability scale that holds at least `SMALLEST_TENTH` of the pictures
+    is right as often as `AIM_OUTSIDE_BAND` says.
+
+    Args:
+        probability: of meme, shape (N,).
+        is_meme: shape (N,).
+        threshold: from which on a picture is called a meme.
+
+    Returns:
+        The lower and the upper edge; both equal the threshold if no band is needed.
     """
     right = (probability >= threshold) == is_meme
-    centre = math.log(threshold / (1 - threshold))
-    low = high = threshold
-    for half in np.linspace(0, 4, 81):
-        low_ = min(threshold, 1 / (1 + math.exp(half - centre)))
-        high_ = max(threshold, 1 / (1 + math.exp(-half - centre)))
-        answered = (probability <= low_) | (probability >= high_)
-        if answered.mean() < 1 - MOST_UNANSWERED:
-            break
-        low, high = low_, high_
-        if right[answered].mean() >= AIM_WHEN_ANSWERED:
-            break
-    return low, high
+    grid = np.linspace(0, 1, 101)
+
+    def reliable(low: float, high: float) -> bool:
+        inside = (probability >= low) & (probability <= high)
+        return bool(inside.mean() < SMALLEST_TENTH or right[inside].mean() >= AIM_OUTSIDE_BAND)
+
+    below = [edge for edge in grid if edge <= threshold]
+    above = [edge for edge in grid if edge >= threshold]
+    unreliable_below = [edge for edge in below if not reliable(edge - 0.1, edge)]
+    unreliable_above = [edge for edge in above if not reliable(edge, edge + 0.1)]
+    low = min([threshold, *(edge - 0.01 for edge in unreliable_below)])
+    high = max([threshold, *(edge + 0.01 for edge in unreliable_above)])
+    return float(max(0, low)), float(min(1, high))
 
 
 def main() -> int:
@@ -140,7 +191,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Calibrate a checkpoint anew on labelled pictures.")
     parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
-    parser.add_argument("--input-size", type=int, metavar="PIXELS", help="another input size for the network")
     parser.add_argument("--out", type=Path, metavar="FILE", required=True)
     arguments = parser.parse_args()
 
@@ -150,16 +200,16 @@ def main() -> int:
         parser.error(str(error))
     if classifier.classes != CLASSES:
         parser.error(f"{arguments.checkpoint} has its classes in another order than those trained here")
-    old = classifier.preprocessing
-    preprocessing = Preprocessing(arguments.input_size or old.input_size, old.mean, old.std)
-    calibration, shift, probability, is_meme = calibrate(classifier.network, preprocessing, read_folder(arguments.data))
+    calibration, shift, probability, is_meme = calibrate(
+        classifier.network, classifier.preprocessing, read_folder(arguments.data)
+    )
     right = share((probability >= calibration.threshold) == is_meme)
     about = classifier.about | {"calibrated_from": classifier.sha256, "validation_accuracy": asdict(right)}
     checkpoint = torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)
-    changed = asdict(calibration) | {"input_size": preprocessing.input_size, "about": about}
-    changed["state_dict"] = shifted(checkpoint["state_dict"], shift)
+    changed = asdict(calibration) | {"about": about}
+    changed["state_dict"] = add_bias(checkpoint["state_dict"], shift)
     write_checkpoint(checkpoint | changed, arguments.out)
-    print(f"{arguments.out}: {right.value:.1%} right of the {len(is_meme)} pictures it was fitted to; {calibration}")
+    print(f"{arguments.out}: {right.value:.1%} of the {len(is_meme)} pictures right; {calibration}")
     return 0
 
 

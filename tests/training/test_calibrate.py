@@ -8,9 +8,15 @@ from commands import run
 from evaluation.dataset import read_folder
 from evaluation.metrics import Array
 from images import open_picture
-from model import DEFAULT_CHECKPOINT, MEME, Classifier, Preprocessing
+from model import MEME, Classifier, Preprocessing
 from training import calibrate
-from training.calibrate import fit_abstention_band, fit_temperature_and_shift, fit_threshold
+from training.calibrate import (
+    fit_abstention_band,
+    fit_recall_threshold,
+    fit_temperature_and_shift,
+    fit_threshold,
+    left_out_probabilities,
+)
 
 
 def test_temperature_and_shift_undo_overconfidence_and_bias() -> None:
@@ -33,61 +39,80 @@ def test_temperature_and_shift_undo_overconfidence_and_bias() -> None:
 def test_the_threshold_is_the_lowest_of_the_precision_that_is_aimed_at() -> None:
     probability = np.linspace(0, 1, 1001)
     is_meme = np.random.default_rng(0).random(1001) < probability
-    threshold = fit_threshold(probability, is_meme)
-    assert is_meme[probability >= threshold].mean() >= calibrate.AIM_PRECISION
-    assert is_meme[probability >= threshold - 0.005].mean() < calibrate.AIM_PRECISION
-    assert fit_threshold(probability, probability > 0.97) == pytest.approx(0.95)  # never reached
-    assert fit_threshold(probability, probability > 0.1) == 0.5
+    threshold = fit_threshold(probability, is_meme, 0.9)
+    assert is_meme[probability >= threshold].mean() >= 0.9
+    assert is_meme[probability >= threshold - 0.005].mean() < 0.9
+    assert fit_threshold(probability, is_meme, 0.8) < threshold
+    assert fit_threshold(probability, probability > 0.999, 0.9) == pytest.approx(0.99)  # never reached
+    assert fit_threshold(probability, probability > 0.1, 0.9) == 0.5
 
 
-def test_the_band_of_doubt_is_as_narrow_as_the_aim_allows() -> None:
+@pytest.mark.parametrize("aim", [0.95, 0.5])
+def test_the_recall_threshold_is_the_highest_that_finds_so_many(aim: float) -> None:
+    draw = np.random.default_rng(0)
+    probability, is_meme = draw.random(500), draw.random(500) < 0.3
+    threshold = fit_recall_threshold(probability, is_meme, aim)
+    assert (probability[is_meme] >= threshold).mean() >= aim
+    assert (probability[is_meme] > threshold).mean() < aim
+
+
+def accuracy_outside(probability: Array, is_meme: Array, low: float, high: float) -> list[float]:
+    """Of each tenth of the scale, outside the band, that holds one picture in a hundred."""
+    outside = (probability <= low) | (probability >= high)
+    tenths = (probability * 10).astype(int).clip(0, 9)
+    right = (probability >= 0.5) == is_meme
+    chosen = [outside & (tenths == tenth) for tenth in range(10)]
+    return [right[inside].mean() for inside in chosen if inside.mean() >= calibrate.SMALLEST_TENTH]
+
+
+def test_outside_the_band_every_tenth_is_mostly_right() -> None:
     draw = np.random.default_rng(1)
-    probability = draw.beta(0.2, 0.2, 5000)
-    is_meme = draw.random(5000) < probability
+    probability = draw.random(20_000)
+    is_meme = draw.random(20_000) < probability  # so at 0.8, four of five are memes
     low, high = fit_abstention_band(probability, is_meme, 0.5)
-    answered = (probability <= low) | (probability >= high)
-    assert low < 0.5 < high
-    assert answered.mean() >= 1 - calibrate.MOST_UNANSWERED
-    # Every answer between 0.3 and 0.7 is wrong, every other right; they are 5 % of all.
-    probability = np.concatenate([np.linspace(0.3, 0.7, 51), np.repeat([0.05, 0.95], 500)])
-    is_meme = np.concatenate([probability[:51] < 0.5, probability[51:] > 0.5])
+    assert min(accuracy_outside(probability, is_meme, low, high)) >= calibrate.AIM_OUTSIDE_BAND
+    assert min(accuracy_outside(probability, is_meme, low + 0.1, high - 0.1)) < calibrate.AIM_OUTSIDE_BAND
+    # An island of errors far from the threshold lies inside the band, too.
+    probability = np.concatenate([np.linspace(0.88, 0.92, 40), np.repeat([0.05, 0.7, 0.99], 500)])
+    is_meme = np.concatenate([np.zeros(40, bool), probability[40:] > 0.5])
     low, high = fit_abstention_band(probability, is_meme, 0.5)
-    assert 0.28 < low < 0.4
-    assert 0.6 < high < 0.72
+    assert low == 0.5
+    assert 0.88 < high <= 0.93
     certain = np.where(is_meme, 0.99, 0.01)
     assert fit_abstention_band(certain, is_meme, 0.5) == (0.5, 0.5)
 
 
-def test_a_checkpoint_calibrated_anew_answers_at_another_size(
+def test_a_source_has_no_part_in_the_fit_of_its_own_probabilities() -> None:
+    draw = np.random.default_rng(0)
+    margin = draw.normal(0, 2, 400)
+    is_meme = draw.random(400) < 1 / (1 + np.exp(-margin))
+    sources = np.repeat(["a", "b", "c", "d"], 100)
+    before = left_out_probabilities(margin, is_meme, sources)
+    others = sources != "b"
+    temperature, shift = fit_temperature_and_shift(margin[others], is_meme[others])
+    np.testing.assert_allclose(before[~others], 1 / (1 + np.exp(-(margin[~others] + shift) / temperature)))
+    after = left_out_probabilities(margin, np.where(others, is_meme, ~is_meme), sources)
+    np.testing.assert_array_equal(after[~others], before[~others])
+    assert (after[others] != before[others]).all()
+    one_of_each = np.where(is_meme, "memes", "others")  # without either source there is one class only
+    assert np.isfinite(left_out_probabilities(margin, is_meme, one_of_each)).all()
+
+
+def test_a_checkpoint_calibrated_anew_means_what_the_pictures_say(
     folder: Path, tmp_path: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.pth"
-    assert run(monkeypatch, calibrate.main, None, folder, "--input-size", "64", "--out", out) == 0
+    assert run(monkeypatch, calibrate.main, None, folder, "--out", out) == 0
     calibrated = Classifier.load(out)
-    assert calibrated.preprocessing.input_size == 64
     assert calibrated.about["calibrated_from"] == classifier.sha256
     assert calibrated.about["data_sha256"] == classifier.about["data_sha256"]
     assert calibrated.temperature != classifier.temperature
-
-
-def test_what_is_calibrated_is_calibrated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def probabilities(checkpoint: Path) -> list[float]:
-        pictures = [open_picture(picture.path) for picture in read_folder(folder)]
-        return [prediction.meme_probability for prediction in Classifier.load(checkpoint).predict(pictures)]
-
-    given: list[Array] = []
-    fit = calibrate.fit_threshold
-
-    def spy(probability: Array, is_meme: Array) -> float:
-        given.append(probability)
-        return fit(probability, is_meme)
-
-    monkeypatch.setattr(calibrate, "fit_threshold", spy)
-    outs = [tmp_path / f"{n}.pth" for n in range(2)]
-    for before, out in zip((DEFAULT_CHECKPOINT, outs[0]), outs, strict=True):
-        assert run(monkeypatch, calibrate.main, None, folder, "--checkpoint", before, "--out", out) == 0
-        np.testing.assert_allclose(probabilities(out), given[-1], atol=0.01)
-    np.testing.assert_allclose(given[1], given[0], atol=0.03)  # little is left to do
+    assert calibrated.thresholds["nearly_all"] <= calibrated.threshold == calibrated.thresholds["balanced"]
+    assert calibrated.threshold <= calibrated.thresholds["certain"]
+    pictures = read_folder(folder)
+    given = calibrated.predict([open_picture(picture.path) for picture in pictures])
+    # Half of the pictures are memes, so this is what a calibrated network says on average.
+    assert np.mean([prediction.meme_probability for prediction in given]) == pytest.approx(0.5, abs=0.05)
 
 
 def test_pictures_of_one_class_do_not_calibrate(folder: Path, classifier: Classifier) -> None:
