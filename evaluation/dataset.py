@@ -41,6 +41,19 @@ def read_folder(root: Path) -> list[LabelledPicture]:
     return pictures
 
 
+def unseen_sources(pictures: list[LabelledPicture], training: list[LabelledPicture]) -> list[LabelledPicture]:
+    """The pictures whose sources are not among the training pictures; of a class that has none, all.
+
+    Pictures of known sources are easier. Calibrated on them, the network would be too sure elsewhere.
+    """
+    known = {(picture.label, picture.source) for picture in training}
+    chosen = []
+    for label in CLASSES:
+        of_label = [picture for picture in pictures if picture.label == label]
+        chosen += [picture for picture in of_label if (label, picture.source) not in known] or of_label
+    return chosen
+
+
 def open_batches(pictures: list[LabelledPicture]) -> Iterator[tuple[list[LabelledPicture], list[Image.Image]]]:
     """Open labelled pictures batch by batch, naming on stderr those that cannot be opened."""
     for start in tqdm(range(0, len(pictures), BATCH), desc="Validating", leave=False, unit="batch"):

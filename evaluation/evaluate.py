@@ -19,10 +19,12 @@ from tqdm import tqdm
 
 from classify import classify
 from engine import AUTO, DEVICES, BadEngine, load_with_torch
-from evaluation.dataset import LabelledPicture, read_folder
+from evaluation.dataset import LabelledPicture, read_folder, unseen_sources
 from evaluation.metrics import (
     Array,
+    accuracy_by_source,
     auroc,
+    auroc_by_source,
     average_precision,
     bootstrap,
     calibration_error,
@@ -32,9 +34,10 @@ from evaluation.metrics import (
     reliability,
     roc_curve,
     share,
+    source_bootstrap,
 )
 from images import BadImage
-from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Prediction
+from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
 
 # The usual groups of negatives that carry text; what tells a meme detector from a text detector.
 TEXT_GROUPS = {"card", "chart", "comic", "document", "poster", "scenetext", "screenshot", "watermark"}
@@ -47,7 +50,10 @@ def read_languages(index: Path) -> dict[tuple[str, ...], str]:
 
 
 def measure(
-    pictures: list[LabelledPicture], predictions: list[Prediction], languages: dict[tuple[str, ...], str]
+    pictures: list[LabelledPicture],
+    predictions: list[Prediction],
+    thresholds: dict[str, float],
+    languages: dict[tuple[str, ...], str],
 ) -> dict[str, Any]:
     """Every figure of the classifier on these pictures, ready for JSON.
 
@@ -58,6 +64,7 @@ def measure(
     Args:
         pictures: N labelled pictures.
         predictions: what the classifier said of each.
+        thresholds: the classifier's, by strictness.
         languages: as `read_languages` gives them; memes of no known language are left out of that table.
     """
     text_negative = np.array([p.label == NOT_MEME and p.group in TEXT_GROUPS for p in pictures])
@@ -84,12 +91,65 @@ def measure(
         "n": {MEME: int(truth.sum()), NOT_MEME: int((~truth).sum())},
         **{name: asdict(estimate) for name, estimate in estimates.items()},
         "ece_noise_floor": calibration_noise_floor(scores),
+        "by_source": measure_by_source(pictures, scores, said),
+        "strictness": {
+            name: {
+                "threshold": threshold,
+                "recall": asdict(share(scores[truth] >= threshold)),
+                "precision": asdict(share(truth[scores >= threshold])),
+            }
+            for name, threshold in thresholds.items()
+        },
         "calibration": reliability_table(truth, scores),
         "groups": accuracy_by_name([p.group if p.label == NOT_MEME else None for p in pictures], right),
         "sources": accuracy_by_name([p.source if p.label == MEME else None for p in pictures], right),
         "languages": accuracy_by_name(
             [languages.get(p.path.parts[-3:]) if p.label == MEME else None for p in pictures], right
         ),
+    }
+
+
+def measure_by_source(pictures: list[LabelledPicture], scores: Array, said: Array) -> dict[str, Any]:
+    """Accuracy and AUROC with all sources weighing alike; intervals from resampling whole sources of each class.
+
+    Args:
+        pictures: N labelled pictures.
+        scores: probabilities of meme, shape (N,).
+        said: whether each was called a meme, shape (N,).
+    """
+    truth = np.array([picture.label == MEME for picture in pictures])
+    sources = np.array([picture.source for picture in pictures])
+    memes, others = accuracy_by_source(truth, said == truth, sources)
+    areas = auroc_by_source(truth, scores, sources)
+    count = (len(memes), len(others))
+    return {
+        "sources": {MEME: count[0], NOT_MEME: count[1]},
+        "accuracy": asdict(source_bootstrap(lambda i, j: float(memes[i].mean() + others[j].mean()) / 2, *count)),
+        "recall": asdict(source_bootstrap(lambda i, _: float(memes[i].mean()), *count)),
+        "specificity": asdict(source_bootstrap(lambda _, j: float(others[j].mean()), *count)),
+        "auroc": asdict(source_bootstrap(lambda i, j: float(areas[np.ix_(i, j)].mean()), *count)),
+    }
+
+
+def compare_by_source(
+    pictures: list[LabelledPicture], predictions: list[Prediction], baseline: list[Prediction]
+) -> dict[str, Any]:
+    """By how much the predictions are better than the baseline's on the same pictures, with all sources weighing alike.
+
+    Intervals are from resampling whole sources, the same ones for both.
+    """
+    truth = np.array([picture.label == MEME for picture in pictures])
+    sources = np.array([picture.source for picture in pictures])
+    both = []
+    for given in (predictions, baseline):
+        right = np.array([prediction.label == MEME for prediction in given]) == truth
+        scores = np.array([prediction.meme_probability for prediction in given])
+        both.append((*accuracy_by_source(truth, right, sources), auroc_by_source(truth, scores, sources)))
+    memes, others, areas = (ours - theirs for ours, theirs in zip(*both, strict=True))
+    count = (len(memes), len(others))
+    return {
+        "accuracy": asdict(source_bootstrap(lambda i, j: float(memes[i].mean() + others[j].mean()) / 2, *count)),
+        "auroc": asdict(source_bootstrap(lambda i, j: float(areas[np.ix_(i, j)].mean()), *count)),
     }
 
 
@@ -174,7 +234,7 @@ def _draw_groups(ax: Axes, groups: dict[str, Any]) -> None:
     ax.set(yticks=range(len(rows)), yticklabels=[f"{name} ({row['n']})" for name, row in rows])
 
 
-def in_words(metrics: dict[str, Any]) -> str:
+def format_report(metrics: dict[str, Any]) -> str:
     """The metrics as a table for the terminal."""
 
     def line(name: str, row: dict[str, Any], key: str, note: str = "") -> str:
@@ -188,6 +248,14 @@ def in_words(metrics: dict[str, Any]) -> str:
         for name, row in metrics.items()
         if isinstance(row, dict) and "value" in row
     ]
+    for title, key in (("Mean over sources", "by_source"), ("Better than the baseline by", "better_than_baseline")):
+        if key in metrics:
+            lines.append(f"\n{title}")
+            lines += [line(f"  {name}", row, "value") for name, row in metrics[key].items() if name != "sources"]
+    lines.append("\nStrictness")
+    for name, row in metrics["strictness"].items():
+        for figure in ("recall", "precision"):
+            lines.append(line(f"  {name} (from {row['threshold']:.3f} on): {figure}", row[figure], "value"))
     tables = (("Groups of negatives", "groups"), ("Sources of memes", "sources"), ("Languages of memes", "languages"))
     for title, key in tables:
         if metrics[key]:
@@ -196,28 +264,10 @@ def in_words(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Read the command line, measure, print, write; 0 when all is done, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(description="Measure the classifier on labelled pictures.")
-    parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
-    parser.add_argument("--languages", type=Path, metavar="CSV", help="table with the columns file and language")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
-    parser.add_argument("--plot", type=Path, metavar="FILE", default=Path("outputs/metrics.png"))
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
-    parser.add_argument("--device", choices=DEVICES, default=AUTO, help="auto: an accelerator if there is one")
-    arguments = parser.parse_args()
-
-    pictures = read_folder(arguments.data)
-    if not pictures:
-        parser.error(f"there are no pictures below {arguments.data}/meme or {arguments.data}/not_meme")
-    try:
-        classifier = load_with_torch(arguments.checkpoint, device=arguments.device)
-        languages = read_languages(arguments.languages) if arguments.languages else {}
-    except (BadCheckpoint, BadEngine) as error:
-        parser.error(str(error))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        parser.error(f"{arguments.languages} is not a readable table with the columns file and language: {error}")
-
+def predict_all(
+    classifier: Classifier, pictures: list[LabelledPicture]
+) -> tuple[list[LabelledPicture], list[Prediction]]:
+    """Classify labelled pictures; those that cannot be opened are named on stderr and left out."""
     read: list[LabelledPicture] = []
     predictions: list[Prediction] = []
     answers = classify(classifier, [picture.path for picture in pictures])
@@ -227,17 +277,52 @@ def main() -> int:
         else:
             read.append(picture)
             predictions.append(answer)
+    return read, predictions
+
+
+def main() -> int:
+    """Read the command line, measure, print, write; 0 when all is done, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.evaluate", description="Measure the classifier on labelled pictures."
+    )
+    parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
+    parser.add_argument("--train", type=Path, metavar="DIR", help="leave out pictures of sources that are in DIR, too")
+    parser.add_argument("--languages", type=Path, metavar="CSV", help="table with the columns file and language")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="where to draw them")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help="checkpoint to compare with, source by source")
+    parser.add_argument("--device", choices=DEVICES, default=AUTO, help="auto: an accelerator if there is one")
+    arguments = parser.parse_args()
+
+    pictures = read_folder(arguments.data)
+    if arguments.train:
+        pictures = unseen_sources(pictures, read_folder(arguments.train))
+    if not pictures:
+        parser.error(f"there are no pictures below {arguments.data}/meme or {arguments.data}/not_meme")
+    try:
+        classifier = load_with_torch(arguments.checkpoint, device=arguments.device)
+        baseline = load_with_torch(arguments.baseline, device=arguments.device) if arguments.baseline else None
+        languages = read_languages(arguments.languages) if arguments.languages else {}
+    except (BadCheckpoint, BadEngine) as error:
+        parser.error(str(error))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        parser.error(f"{arguments.languages} is not a readable table with the columns file and language: {error}")
+
+    read, predictions = predict_all(classifier, pictures)
     if not read:
         parser.error(f"none of the {len(pictures)} pictures could be opened")
-
     metrics = {"checkpoint_sha256": classifier.sha256, "unreadable": len(pictures) - len(read)}
-    metrics |= measure(read, predictions, languages)
-    print(in_words(metrics))
+    metrics |= measure(read, predictions, classifier.thresholds, languages)
+    if baseline:
+        metrics["better_than_baseline"] = compare_by_source(read, predictions, predict_all(baseline, read)[1])
+    print(format_report(metrics))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    arguments.plot.parent.mkdir(parents=True, exist_ok=True)
-    plot_metrics(arguments.plot, read, predictions, metrics)
+    if arguments.plot:
+        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+        plot_metrics(arguments.plot, read, predictions, metrics)
     return 0
 
 

@@ -59,6 +59,67 @@ def bootstrap(statistic: Callable[[Array], float], n: int, *, biased: bool = Fal
     return Estimate(value, float(low), float(high))
 
 
+def source_bootstrap(statistic: Callable[[Array, Array], float], memes: int, others: int) -> Estimate:
+    """A statistic of whole sources with its percentile interval over seeded resamples of sources of each class.
+
+    Args:
+        statistic: from indices of sources of memes, shape (memes,), and of others, shape (others,), to a value.
+        memes: number of sources of memes.
+        others: number of sources of other pictures.
+    """
+    if not memes or not others:
+        return Estimate(None, None, None)
+    draw = np.random.default_rng(0)
+    values = [statistic(draw.integers(0, memes, memes), draw.integers(0, others, others)) for _ in range(RESAMPLES)]
+    low, high = np.percentile(values, (2.5, 97.5))
+    return Estimate(statistic(np.arange(memes), np.arange(others)), float(low), float(high))
+
+
+def accuracy_by_source(truth: Array, right: Array, sources: Array) -> tuple[Array, Array]:
+    """The accuracy on each source of memes and on each source of other pictures, both sorted by source.
+
+    Args:
+        truth: shape (N,).
+        right: whether each answer is right, shape (N,).
+        sources: names, shape (N,). A source that has both kinds of pictures counts once for each.
+    """
+    memes, others = (
+        np.array([right[kind & (sources == source)].mean() for source in np.unique(sources[kind])])
+        for kind in (truth, ~truth)
+    )
+    return memes, others
+
+
+def auroc_by_source(truth: Array, scores: Array, sources: Array) -> Array:
+    """How often a meme scores above another picture, for each pair of sources; ties count half.
+
+    The mean over all pairs is the area under the ROC curve with all sources weighing alike.
+
+    Returns:
+        Shape (sources of memes, sources of others), both sorted by source.
+    """
+    others = [np.sort(scores[~truth & (sources == source)]) for source in np.unique(sources[~truth])]
+    rows = []
+    for source in np.unique(sources[truth]):
+        own = scores[truth & (sources == source)]
+        wins = [
+            (np.searchsorted(o, own, "left") + np.searchsorted(o, own, "right")).mean() / 2 / len(o) for o in others
+        ]
+        rows.append(wins)
+    return np.array(rows)
+
+
+def source_mean_accuracy(truth: Array, right: Array, sources: Array) -> float:
+    """Accuracy as the mean over the sources of each class, then over the classes."""
+    memes, others = accuracy_by_source(truth, right, sources)
+    return float(memes.mean() + others.mean()) / 2
+
+
+def source_mean_auroc(truth: Array, scores: Array, sources: Array) -> float:
+    """Area under the ROC curve with all sources weighing alike."""
+    return float(auroc_by_source(truth, scores, sources).mean())
+
+
 def f1(truth: Array, said: Array) -> float:
     """Harmonic mean of precision and recall; NaN without any meme, true or claimed."""
     total = int(truth.sum()) + int(said.sum())

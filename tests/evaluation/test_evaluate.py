@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ from PIL import Image
 
 from evaluation import evaluate
 from evaluation.dataset import LabelledPicture, read_folder
-from evaluation.evaluate import in_words, measure
+from evaluation.evaluate import compare_by_source, format_report, measure
 from model import MEME, NOT_MEME, NOT_SURE, Classifier, Prediction
+
+THRESHOLDS = {"nearly_all": 0.2, "balanced": 0.5, "certain": 0.75}
 
 
 def test_folders_name_label_group_and_source(folder: Path) -> None:
@@ -42,7 +45,7 @@ def test_figures_of_a_known_outcome() -> None:
         ("meme", "reddit", "3.png"): "pt",
         ("meme", "other", "0.png"): "en",
     }
-    figures = measure(pictures, predictions, languages)
+    figures = measure(pictures, predictions, THRESHOLDS, languages)
     assert figures["n"] == {"meme": 4, "not_meme": 6}
     assert figures["accuracy"]["value"] == pytest.approx(8 / 10)
     assert figures["precision"]["value"] == pytest.approx(3 / 4)
@@ -69,8 +72,62 @@ def test_figures_of_a_known_outcome() -> None:
         0.8: (1, 0.8, 1),
         0.9: (1, 0.9, 1),
     }
+    assert {
+        name: (row["threshold"], row["recall"]["value"], round(row["precision"]["value"], 6))
+        for name, row in figures["strictness"].items()
+    } == {"nearly_all": (0.2, 1, round(4 / 6, 6)), "balanced": (0.5, 0.75, 0.75), "certain": (0.75, 0.5, 1)}
+    by_source = figures["by_source"]
+    assert by_source["sources"] == {"meme": 1, "not_meme": 2}
+    assert by_source["recall"]["value"] == pytest.approx(3 / 4)
+    assert by_source["specificity"]["value"] == pytest.approx((1 / 2 + 4 / 4) / 2)
+    assert by_source["accuracy"]["value"] == pytest.approx((3 / 4 + 3 / 4) / 2)
+    assert by_source["auroc"]["value"] == pytest.approx((7 / 8 + 15 / 16) / 2)  # against charts, against photos
     for name in ("accuracy", "precision", "recall", "f1", "auroc", "average_precision", "ece", "brier"):
         assert figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"]
+
+
+def answers(scores: list[float]) -> list[Prediction]:
+    return [Prediction(label := MEME if s >= 0.5 else NOT_MEME, s, label) for s in scores]
+
+
+def test_a_comparison_resamples_the_same_sources_for_both() -> None:
+    """A checkpoint that is better on every source is better with certainty; one that is right elsewhere is not."""
+    pictures = [
+        LabelledPicture(Path(str(n)), label, label, f"{label}-{source}")
+        for label in (MEME, NOT_MEME)
+        for source in range(6)
+        for n in range(4)
+    ]
+    truth = [picture.label == MEME for picture in pictures]
+
+    def wrong_on(chosen: set[int]) -> list[float]:
+        return [float(is_meme != (n in chosen)) * 0.8 + 0.1 for n, is_meme in enumerate(truth)]
+
+    baseline = wrong_on({n for n in range(48) if n % 4 < 2})  # two of four in each source
+    better = compare_by_source(pictures, answers(wrong_on({n for n in range(48) if n % 4 < 1})), answers(baseline))
+    assert better["accuracy"] == {"value": 0.25, "low": 0.25, "high": 0.25}
+    elsewhere = compare_by_source(pictures, answers(wrong_on(set(range(0, 48, 8)))), answers(wrong_on({4, 12, 20})))
+    assert elsewhere["accuracy"]["low"] < 0 <= elsewhere["accuracy"]["high"]
+
+
+def test_the_command_leaves_out_known_sources_and_compares_with_a_baseline(
+    folder: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    known = tmp_path / "known"
+    shutil.copytree(folder / "meme" / "one", known / "meme" / "one")
+    shutil.copytree(folder / "not_meme" / "four", known / "not_meme" / "four")
+    out = tmp_path / "metrics.json"
+    arguments = (folder, "--train", known, "--checkpoint", tiny_checkpoint, "--baseline", tiny_checkpoint)
+    assert run(monkeypatch, evaluate.main, None, *arguments, "--json", out) == 0
+    figures = json.loads(out.read_text())
+    assert figures["n"] == {"meme": 4, "not_meme": 4}
+    assert figures["by_source"]["sources"] == {"meme": 1, "not_meme": 1}
+    assert figures["better_than_baseline"]["auroc"] == {"value": 0, "low": 0, "high": 0}
+    assert "Better than the baseline by" in capsys.readouterr().out
 
 
 def test_the_command_writes_figures_and_plot(
@@ -108,7 +165,7 @@ def test_negatives_alone_can_be_measured(
     figures = json.loads(out.read_text())
     assert figures["auroc"] == {"value": None, "low": None, "high": None}
     assert figures["accuracy"]["value"] is not None
-    assert "not defined" in in_words(figures)
+    assert "not defined" in format_report(figures)
 
 
 def test_an_empty_folder_is_wrong_usage(

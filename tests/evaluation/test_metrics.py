@@ -6,7 +6,9 @@ from sklearn import metrics as reference
 
 from evaluation.metrics import (
     Array,
+    accuracy_by_source,
     auroc,
+    auroc_by_source,
     average_precision,
     bootstrap,
     calibration_error,
@@ -16,6 +18,9 @@ from evaluation.metrics import (
     reliability,
     roc_curve,
     share,
+    source_bootstrap,
+    source_mean_accuracy,
+    source_mean_auroc,
 )
 
 
@@ -108,3 +113,46 @@ def test_a_perfect_classifier_lies_at_the_noise_floor() -> None:
     floor = calibration_noise_floor(scores)
     assert floor == pytest.approx(np.median(errors), abs=0.005)
     assert calibration_error(draw.random(1000) < scores**2, scores) > 3 * floor
+
+
+@pytest.fixture
+def sourced(sample: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    """The same pictures from seven sources, of which some have memes, some others, and some both."""
+    truth, scores = sample
+    draw = np.random.default_rng(4)
+    return truth, scores, np.where(truth, draw.integers(0, 5, 500), draw.integers(3, 7, 500)).astype(str)
+
+
+def test_areas_by_source_are_scikit_learns_of_each_pair(sourced: tuple[Array, Array, Array]) -> None:
+    truth, scores, sources = sourced
+    areas = auroc_by_source(truth, scores, sources)
+    assert areas.shape == (5, 4)
+    for row, meme_source in enumerate("01234"):
+        for column, other_source in enumerate("3456"):
+            chosen = (truth & (sources == meme_source)) | (~truth & (sources == other_source))
+            expected = reference.roc_auc_score(truth[chosen], scores[chosen])
+            assert areas[row, column] == pytest.approx(expected)
+    assert source_mean_auroc(truth, scores, sources) == pytest.approx(areas.mean())
+
+
+def test_accuracy_by_source_weighs_sources_and_classes_alike() -> None:
+    truth = np.array([True] * 5 + [False] * 3)
+    right = np.array([True, True, True, True, False, True, False, False])
+    sources = np.array(["a", "a", "a", "a", "b", "c", "c", "b"])
+    memes, others = accuracy_by_source(truth, right, sources)
+    assert memes.tolist() == [1, 0]
+    assert others.tolist() == [0, 0.5]  # b, then c
+    assert source_mean_accuracy(truth, right, sources) == pytest.approx((0.5 + 0.25) / 2)
+
+
+def test_the_interval_over_sources_is_the_normal_one() -> None:
+    """Of the mean of independent sources; as wide as the number of sources says, not that of pictures."""
+    draw = np.random.default_rng(1)
+    memes, others = draw.normal(0.9, 0.05, 100), draw.normal(0.8, 0.1, 60)
+    estimate = source_bootstrap(lambda i, j: float(memes[i].mean() + others[j].mean()) / 2, 100, 60)
+    mean = (memes.mean() + others.mean()) / 2
+    half = 1.96 * math.hypot(memes.std() / 10, others.std() / math.sqrt(60)) / 2
+    assert estimate.value == pytest.approx(mean)
+    assert estimate.low == pytest.approx(mean - half, abs=0.003)
+    assert estimate.high == pytest.approx(mean + half, abs=0.003)
+    assert source_bootstrap(lambda i, _: float(memes[i].mean()), 100, 0).value is None
