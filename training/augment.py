@@ -34,11 +34,7 @@ class Augment:
     def __call__(self, picture: Image.Image) -> Image.Image:
         return self._some((*self.moving, *self.still, self.covering, self.last), picture)
 
-    def in_place(self, picture: Image.Image) -> Image.Image:
-        """The same without what moves or covers anything."""
-        return self._some((*self.still, self.last), picture)
-
-    def anything(self, picture: Image.Image) -> Image.Image:
+    def random_part(self, picture: Image.Image) -> Image.Image:
         """Any part of a picture, in any shape and colours, to which its label no longer belongs."""
         width, height = picture.size
         area, ratio = self.random.uniform(0.12, 1) * width * height, math.exp(self.random.uniform(-0.7, 0.7))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model import IMAGENET_MEAN, IMAGENET_STD, build_network
 
 INPUT_SIZE = 192  # pixels; its padding is right for this size only
-FROZEN_BLOCKS = 6  # of 21: edges and textures are as ImageNet taught them, and training is twice as fast
+FROZEN_BLOCKS = 6  # of 21: edges and textures are as learnt on ImageNet, and training is twice as fast
 FEATURES = 1280  # of its last map
 MEAN, STD = 127 / 255, 128 / 255  # of all channels, as it was pretrained
 
@@ -52,7 +52,7 @@ class Teacher(nn.Module):
 
 
 class DistillationStudent(nn.Module):
-    """DenseNet121 with outputs of our own, which besides draws the teacher's feature map from its own.
+    """DenseNet121 with outputs of our own, which also predicts the teacher's feature map from its own.
 
     Romero et al. 2015, "FitNets", arXiv 1412.6550, at the last layer.
     """
@@ -67,26 +67,26 @@ class DistillationStudent(nn.Module):
         self.register_buffer("centre", torch.zeros(FEATURES, 1, 1))
         self.register_buffer("spread", torch.zeros(FEATURES, 1, 1))
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, 3, S, S) -> (N, outputs) logits, (N, 1280, S / 32, S / 32), the cells' own logits (N, outputs, ...)."""
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, S, S) -> (N, outputs) logits, (N, 1280, S / 32, S / 32)."""
         feature_map = self.network[:2](inputs)
-        weights = self.network.get_parameter("classifier.weight")[:, :, None, None]
-        by_cell = nn.functional.conv2d(feature_map, weights)
-        return self.network[2:](feature_map), self.project(feature_map), by_cell
+        return self.network[2:](feature_map), self.project(feature_map)
 
-    def distance(self, drawn: Tensor, taught: Tensor) -> Tensor:
-        """Mean squared error of a drawn feature map, (N, 1280, h, w), and of its mean over all places.
+    def feature_distance(self, projected: Tensor, teacher_map: Tensor) -> Tensor:
+        """Mean squared error of a projected feature map, (N, 1280, h, w), and of its mean over all places.
 
         Features count alike: each is centred and scaled as it comes in the first batch.
 
         Args:
-            drawn: what `forward` gave.
-            taught: the teacher's, of shape (N, 1280, H, W).
+            projected: what `forward` gave.
+            teacher_map: the teacher's, of shape (N, 1280, H, W).
         """
         if not self.spread.any():
-            self.centre.copy_(taught.mean((0, 2, 3))[:, None, None])
-            self.spread.copy_(taught.std((0, 2, 3))[:, None, None] + 1e-3)
-        height, width = drawn.shape[2:]
-        fine = nn.functional.interpolate(taught, size=(height * taught.shape[2], width * taught.shape[3]))
+            self.centre.copy_(teacher_map.mean((0, 2, 3))[:, None, None])
+            self.spread.copy_(teacher_map.std((0, 2, 3))[:, None, None] + 1e-3)
+        height, width = projected.shape[2:]
+        fine = nn.functional.interpolate(
+            teacher_map, size=(height * teacher_map.shape[2], width * teacher_map.shape[3])
+        )
         goal = ((nn.functional.adaptive_avg_pool2d(fine, (height, width)) - self.centre) / self.spread).clamp(-5, 5)
-        return (drawn - goal).square().mean() + (drawn.mean((2, 3)) - goal.mean((2, 3))).square().mean()
+        return (projected - goal).square().mean() + (projected.mean((2, 3)) - goal.mean((2, 3))).square().mean()

@@ -17,16 +17,6 @@ def test_draws_differ_but_are_the_generators() -> None:
     assert all(p.mode == "RGB" for p in drawn)
 
 
-def test_in_place_nothing_moves() -> None:
-    """A caption stays where its box says that it is."""
-    picture = Image.new("RGB", (120, 90), "black")
-    picture.paste("white", (30, 20, 60, 40))
-    for seed in range(30):
-        light = np.asarray(Augment(random.Random(seed)).in_place(picture).convert("L")).astype(float)
-        assert light.shape == (90, 120)
-        assert light[24:36, 34:56].mean() > light[50:].mean() + 30
-
-
 def test_the_original_stays_as_it_was() -> None:
     picture = noise(120, 90)
     before = picture.tobytes()
@@ -63,9 +53,9 @@ def test_a_telephone_shows_the_whole_picture_between_its_bars() -> None:
         assert 0 < found[0] < screen.height - picture.height
 
 
-def test_anything_is_a_part_of_the_picture() -> None:
+def test_a_random_part_is_of_any_size_and_shape() -> None:
     augment = Augment(random.Random(0))
-    parts = [augment.anything(noise(200, 100)) for _ in range(200)]
+    parts = [augment.random_part(noise(200, 100)) for _ in range(200)]
     areas = [part.width * part.height / 20_000 for part in parts]
     assert 0.1 < min(areas) < 0.2
     assert 0.8 < max(areas) <= 1

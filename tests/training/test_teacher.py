@@ -34,28 +34,28 @@ def test_it_sees_what_the_published_network_sees(teacher: Teacher) -> None:
     assert feature_map.shape == (1, FEATURES, 6, 6)
 
 
-def test_the_imitator_answers_as_densenet121(teacher: Teacher) -> None:
-    imitator = DistillationStudent(3).eval()
+def test_the_student_answers_as_densenet121(teacher: Teacher) -> None:
+    student = DistillationStudent(3).eval()
     inputs = torch.randn(2, 3, 160, 160)
     with torch.no_grad():
-        logits, drawn, by_cell = imitator(inputs)
-        bias = imitator.network.get_parameter("classifier.bias")
-        torch.testing.assert_close(by_cell.mean((2, 3)) + bias, logits)
-        torch.testing.assert_close(logits, imitator.network(inputs))
-        _, taught = teacher.eval()(torch.randn(2, 3, INPUT_SIZE, INPUT_SIZE))
-    assert drawn.shape == (2, FEATURES, 5, 5)
-    assert imitator.distance(drawn, taught) > 0.5
+        logits, projected = student(inputs)
+        torch.testing.assert_close(logits, student.network(inputs))
+        _, teacher_map = teacher.eval()(torch.randn(2, 3, INPUT_SIZE, INPUT_SIZE))
+    assert projected.shape == (2, FEATURES, 5, 5)
+    assert student.feature_distance(projected, teacher_map) > 0.5
 
 
-def test_the_distance_is_none_for_the_teachers_own_map_whatever_its_scale() -> None:
+def test_the_distance_is_zero_for_the_teachers_own_map_whatever_its_scale() -> None:
     torch.manual_seed(0)
-    imitator, drawn = DistillationStudent(3), torch.randn(8, FEATURES, 3, 3)
+    student, drawn = DistillationStudent(3), torch.randn(8, FEATURES, 3, 3)
     scale, shift = torch.rand(FEATURES, 1, 1) * 10 + 0.1, torch.randn(FEATURES, 1, 1)
     taught = (drawn * scale + shift).repeat_interleave(2, 2).repeat_interleave(2, 3)  # the same at twice the size
     centred = (drawn - drawn.mean((0, 2, 3), keepdim=True)) / drawn.std((0, 2, 3), keepdim=True)
-    assert imitator.distance(centred, taught) < 0.01
-    assert imitator.distance(centred.flip(0), taught) > 1
-    assert imitator.distance(centred, taught + 5 * scale) > 5  # the first batch alone says what scale and middle are
+    assert student.feature_distance(centred, taught) < 0.01
+    assert student.feature_distance(centred.flip(0), taught) > 1
+    assert (
+        student.feature_distance(centred, taught + 5 * scale) > 5
+    )  # the first batch alone says what scale and middle are
 
 
 def test_training_leaves_the_early_part_as_it_was(teacher: Teacher) -> None:
