@@ -9,17 +9,23 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from images import BadImage, open_picture, to_square
 from model import DEFAULT_CHECKPOINT, ROUNDING, Classifier, fastest_dtype
 
 TORCH, OPENVINO = "PyTorch", "OpenVINO"
@@ -32,7 +38,10 @@ BATCH = 16  # pictures that one core classifies at once
 LARGEST_BATCH = 64  # one thread decodes a whole batch, so larger ones only delay the first answer
 BYTES_PER_PICTURE = 64 * 2**20  # of device memory; a generous bound for DenseNet121 at 224 pixels in float32
 
+Square = NDArray[np.uint8]
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class BadEngine(ValueError):
@@ -186,6 +195,68 @@ def answer_in_parts(answer: Callable[[Tensor], Sequence[Answer]], inputs: Tensor
         torch.accelerator.empty_cache()
     half = len(inputs) // 2
     return answer_in_parts(answer, inputs[:half]) + answer_in_parts(answer, inputs[half:])
+
+
+def classify_batches(
+    classifier: Classifier, paths: list[Path], answer: Callable[[Tensor], Sequence[Answer]]
+) -> Iterator[tuple[Path, Answer | BadImage]]:
+    """Yield each path, in order, with what `answer` returns for its picture or why there is nothing.
+
+    Each thread opens one batch and runs the network on it, on one core. So all cores are busy, nothing is sent
+    between processes, and no core waits for another that has part of the same batch. Pillow, PyTorch and OpenVINO
+    release Python's lock meanwhile. One more thread than cores, because threads also wait for the disk.
+    """
+
+    def answered(batch: Sequence[Path]) -> list[Answer | BadImage]:
+        squares = [load_square(path, classifier.preprocessing.input_size) for path in batch]
+        good = [square for square in squares if not isinstance(square, BadImage)]
+        with one_at_a_time:
+            answers = iter(answer_in_parts(answer, classifier.preprocessing.normalise(good)) if good else [])
+        return [square if isinstance(square, BadImage) else next(answers) for square in squares]
+
+    threads = usable_cores() + 1
+    device = device_of(classifier.network)
+    # An accelerator takes one batch at a time, while the other threads decode the next ones.
+    one_at_a_time = nullcontext() if device.type == "cpu" else Lock()
+    size = batch_size(device)
+    batches = (paths[start : start + size] for start in range(0, len(paths), size))
+    todo = iter(paths)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for answers in map_in_order(pool, answered, batches, ahead=2 * threads):
+            for one in answers:
+                yield next(todo), one
+
+
+def load_square(path: Path, side: int) -> Square | BadImage:
+    """The network's input from the picture at a path, of shape (side, side, 3), or why there is none."""
+    try:
+        return to_square(open_picture(path), side)
+    except BadImage as error:
+        return error
+
+
+def map_in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Generator[Result, None, None]:
+    """Do some work on every item in a pool's threads, and yield the results in the order of the items.
+
+    Args:
+        pool: does the work.
+        work: called once for each item.
+        items: any number; no more are taken than are needed.
+        ahead: how many results may be under way or waiting beyond the next one.
+    """
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # after Ctrl-C, nothing more begins
+        for result in waiting:
+            result.cancel()
 
 
 def convert_network(network: nn.Module, input_size: int) -> Any:

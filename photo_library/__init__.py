@@ -1,6 +1,6 @@
-"""For people who keep their pictures in a photo library: tags in XMP sidecars, and folders that are watched.
+"""What classify.py does for libraries of pictures: sorted copies, tags in XMP sidecars, watched folders.
 
-Its modules need the packages in requirements-library.txt; this file needs none, so that the command line can be read.
+`sidecars`, `watch` and `xmp` need the packages in requirements-library.txt, the other modules do not.
 """
 
 STYLES = ("extension", "lightroom")

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -9,8 +10,12 @@ from pathlib import Path
 from threading import Lock
 from uuid import uuid4
 
+from tqdm import tqdm
+
+from model import NOT_SURE
 from photo_library import DEFAULT_TAG, STYLES
 from photo_library.xmp import BadSidecar, Tag, merge_tag, remove_tag, tagged_picture
+from tables import Row
 
 MAX_MEGABYTES = 50  # darktable's history of a picture with many masks has a few
 ATTEMPTS = 3  # to write a sidecar that other programs are writing, too
@@ -69,6 +74,24 @@ class Sidecars:
             return sidecar_failure(sidecar_path(picture, self.style), error)
         return None
 
+    def write_answered(self, pictures: list[Path], done: dict[str, Row], checkpoint: str) -> int:
+        """Write the sidecars that earlier runs did not write; return how many cannot be written.
+
+        Args:
+            pictures: to write sidecars for.
+            done: rows of those that earlier runs classified, by their paths.
+            checkpoint: SHA-256 of the checkpoint, in hexadecimal.
+        """
+        failed = 0
+        answered = [picture for picture in pictures if str(picture) in done]
+        for picture in tqdm(answered, desc="Sidecars", unit="picture", leave=False):
+            row = done[str(picture)]
+            failure = self.try_write(picture, row.verdict or NOT_SURE, row.meme_probability or 0.0, checkpoint)
+            if failure:
+                failed += 1
+                tqdm.write(f"{picture}: {failure}", file=sys.stderr)
+        return failed
+
 
 def sidecar_path(picture: Path, style: str) -> Path:
     """Where a picture's sidecar lies."""
@@ -89,6 +112,22 @@ def remove_tags(picture: Path) -> int:
         except (BadSidecar, OSError) as error:
             raise BadSidecar(sidecar_failure(sidecar, error)) from error
     return changed
+
+
+def remove_all_tags(pictures: list[Path]) -> tuple[int, int]:
+    """Remove our tags from the sidecars of many pictures.
+
+    Returns:
+        How many sidecars held some, and how many pictures have a sidecar that cannot be used.
+    """
+    changed = failed = 0
+    for picture in tqdm(pictures, unit="picture"):
+        try:
+            changed += remove_tags(picture)
+        except BadSidecar as error:
+            failed += 1
+            tqdm.write(f"{picture}: {error}", file=sys.stderr)
+    return changed, failed
 
 
 def remove_from(sidecar: Path, name: str) -> bool:

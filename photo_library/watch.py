@@ -8,16 +8,21 @@ sends none, delays a picture but does not lose it.
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from watchfiles import Change, watch
 from watchfiles._rust_notify import WatchfilesRustInternalError
+
+from tables import Row, Table, is_stream, open_tables, read_table
 
 SETTLE_SECONDS = 2.0  # a file that has not changed for so long is complete: downloads and copies write more often
 TICK_MILLISECONDS = 500
 RESCAN_SECONDS = 60.0  # for what no message came of
 MAX_SCAN_SHARE = 0.1  # of the time; a search of a large library may take seconds
+
+OpenTables: TypeAlias = list[tuple[Table, dict[str, Row]]]  # as `tables.open_tables` returns them
 
 
 class Signature(NamedTuple):
@@ -83,6 +88,39 @@ def watch_pictures(
             for path in settled:
                 known[path] = unsettled.pop(path).signature
             yield settled
+
+
+def answer_new_pictures(
+    batches: Iterator[list[Path]],
+    answer: Callable[[OpenTables, list[Path]], int],
+    *,
+    files: dict[str, Path],
+    sha256: str,
+    tables: OpenTables,
+    closing: ExitStack,
+    answered: set[str],
+) -> None:
+    """Answer pictures as they come, without end, and keep one row for each in the tables.
+
+    Args:
+        batches: of pictures, as `watch_pictures` yields them.
+        answer: classifies pictures and writes their rows to tables.
+        files: paths of the tables by their kind.
+        sha256: of the checkpoint.
+        tables: open, with the rows of the first pass.
+        closing: closes them.
+        answered: paths of the pictures of the first pass.
+    """
+    kept = {kind: file for kind, file in files.items() if not is_stream(file)}
+    in_tables = {row.path for kind, file in kept.items() for row in read_table(file, kind, sha256)}
+    for paths in batches:
+        names = set(map(str, paths))
+        if names & in_tables:  # a changed picture's row is replaced; one that is not newer than its row keeps it
+            closing.close()
+            tables = open_tables(files, sha256, names, closing, again=names & answered)
+        answer(tables, paths)
+        answered |= names
+        in_tables |= names if kept else set()
 
 
 def wake_ups(folders: list[Path]) -> Iterator[bool]:

@@ -1,16 +1,12 @@
 import csv
-import itertools
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -19,13 +15,12 @@ import pytest
 from commands import run
 from pictures import ROOT, encode, noise
 from PIL import ImageOps
-from torch import Tensor
 
 import classify
-from engine import BATCH
 from gradcam import explain, overlay
-from images import BadImage, PictureSearch, open_picture
+from images import PictureSearch, open_picture
 from model import Classifier
+from photo_library.copies import OVERLAY, NewFiles, overlay_path
 from tables import READERS, lock_tables
 
 
@@ -145,29 +140,6 @@ def test_who_has_no_ray_reads_how_to_get_it(
     assert capsys.readouterr().err == ("classify.py: error: ray is missing: pip install -r requirements-cluster.txt\n")
 
 
-def test_answers_stay_in_order_whichever_is_ready_first(folder: Path, tiny_classifier: Classifier) -> None:
-    """Several batches are answered at once; the earlier ones take longer here, and some files cannot be read."""
-    paths = sorted(folder.rglob("*.png"))
-    for path in paths[::5]:
-        path.write_bytes(b"no picture")
-    paths = paths * 8
-    batches = itertools.count()
-
-    def slow_at_first(inputs: Tensor) -> list[float]:
-        time.sleep(0.2 / (1 + next(batches)))
-        return inputs.mean((1, 2, 3)).tolist()
-
-    found = list(classify.classify_batches(tiny_classifier, paths, slow_at_first))
-    assert [path for path, _ in found] == paths
-    assert next(batches) == math.ceil(len(paths) / BATCH) > 4
-    for path, answer in found:
-        if isinstance(answer, BadImage):
-            assert path.read_bytes() == b"no picture"
-        else:
-            (inputs,) = tiny_classifier.preprocess([open_picture(path)])
-            assert answer == pytest.approx(float(inputs.mean()), abs=1e-5)
-
-
 def test_patterns_and_lists_name_pictures(
     folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,25 +257,6 @@ def test_copies_and_overlays_may_go_where_the_pictures_are(
     assert len(list(Path("mine/one").glob("*.png.png"))) == 4
 
 
-def test_without_hard_links_copies_are_whole_and_overwrite_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on memory sticks and some networks."""
-
-    def refused(_self: Path, _target: Path) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(Path, "hardlink_to", refused)
-    like = tmp_path / "like"
-    like.touch()
-    os.utime(like, (1, 1))
-    files = classify.NewFiles()
-    for content in (b"one", b"two", b"one"):
-        files.save(tmp_path / "to" / "a.png", content, like=like)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "to").iterdir()} == {"a.png": b"one", "a_2.png": b"two"}
-    assert (tmp_path / "to" / "a_2.png").stat().st_mtime == 1
-
-
 def test_a_copy_that_fails_later_stops_nothing(
     folder: Path,
     tiny_classifier: Classifier,
@@ -402,21 +355,6 @@ def test_a_run_that_is_refused_changes_no_table(
     arguments = (tmp_path / "gone.png", "--csv", table, "--json", notes)
     assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 2
     assert (table.read_bytes(), notes.read_text()) == (before, "my notes")
-
-
-def test_who_stops_early_does_not_wait_for_what_has_not_begun() -> None:
-    begun = []
-
-    def work(item: int) -> int:
-        time.sleep(0.05)
-        begun.append(item)
-        return item
-
-    with ThreadPoolExecutor(1) as pool:
-        results = classify.map_in_order(pool, work, itertools.count(), ahead=20)
-        assert next(results) == 0
-        results.close()
-    assert len(begun) <= 3
 
 
 def start_slowly(*arguments: str | Path) -> subprocess.Popen[str]:
@@ -707,44 +645,6 @@ def test_a_list_that_is_cut_off_or_a_picture_is_refused() -> None:
             classify.read_list(data)
 
 
-def test_many_files_of_one_name_are_copied_in_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a first run and in one that finds all copies, the number of names looked up grows with that of the files."""
-    number = 300
-    looked = Counter[str]()
-    lexists = os.path.lexists
-
-    def counting(path: str | Path) -> bool:
-        looked["names"] += 1
-        return lexists(path)
-
-    monkeypatch.setattr(os.path, "lexists", counting)
-    for again in (False, True):
-        looked.clear()
-        files = classify.NewFiles()
-        contents = [b"%d" % (n % (number - 10)) for n in range(number)]  # ten of them twice
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(partial(files.save, tmp_path / "image.jpg"), contents))
-        assert {path.read_bytes() for path in tmp_path.iterdir()} == set(contents)
-        assert len(list(tmp_path.iterdir())) == number - 10, again
-        assert looked["names"] <= 2 * number
-
-
-def test_a_copy_that_failed_leaves_its_name_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files, path = classify.NewFiles(), tmp_path / "a.png"
-    files.save(path, b"one")
-    with monkeypatch.context() as full:
-        full.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space left"):
-            files.save(path, b"two")
-    for content in (b"two", b"one", b"three"):
-        files.save(path, content)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
-        "a.png": b"one",
-        "a_2.png": b"two",
-        "a_3.png": b"three",
-    }
-
-
 @pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "猫" * 83 + "xx.jpg", "x" * 247 + ".jpg", "x" * 245 + ".JPEG"])
 def test_names_of_any_length_get_heatmaps_and_copies(
     name: str, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -762,11 +662,11 @@ def test_names_of_any_length_get_heatmaps_and_copies(
         assert len(list(Path("sorted").rglob("*.*"))) == 4
         heatmaps = list(Path("heat").rglob("*.png"))
         assert len(heatmaps) == 4
-    files = classify.NewFiles()
-    files.save(classify.overlay_path(Path("heat"), Path("a", name)), b"another")  # as of a picture that was replaced
+    files = NewFiles()
+    files.save(overlay_path(Path("heat"), Path("a", name)), b"another")  # as of a picture that was replaced
     (other,) = set(Path("heat").rglob("*.png")) - set(heatmaps)
     assert other.read_bytes() == b"another"
-    assert classify.OVERLAY.search(str(other))  # so it is not taken for a picture later
+    assert OVERLAY.search(str(other))  # so it is not taken for a picture later
 
 
 @pytest.mark.parametrize("place", ["-", "/dev/stdout", "/dev/fd/1"])

@@ -1,9 +1,11 @@
 import copy
 import dataclasses
+import itertools
 import math
 import os
 import re
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from torch import Tensor, nn
 import classify
 import engine
 import model
-from engine import AUTO, BF16, FP32, INT8, BadConversion, BadEngine, OpenVINONetwork
-from images import find_pictures, open_picture
+from engine import AUTO, BATCH, BF16, FP32, INT8, BadConversion, BadEngine, OpenVINONetwork
+from images import BadImage, find_pictures, open_picture
 from model import DEFAULT_CHECKPOINT, ROUNDING, Classifier, Prediction
 
 ACCELERATOR = torch.accelerator.current_accelerator(check_available=True)
@@ -500,3 +502,41 @@ def test_what_cannot_be_used_is_one_sentence(
     assert classify.main() == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"classify.py: error: {sentence}"
     assert not table.exists()
+
+
+def test_answers_stay_in_order_whichever_is_ready_first(folder: Path, tiny_classifier: Classifier) -> None:
+    """Several batches are answered at once; the earlier ones take longer here, and some files cannot be read."""
+    paths = sorted(folder.rglob("*.png"))
+    for path in paths[::5]:
+        path.write_bytes(b"no picture")
+    paths = paths * 8
+    batches = itertools.count()
+
+    def slow_at_first(inputs: Tensor) -> list[float]:
+        time.sleep(0.2 / (1 + next(batches)))
+        return inputs.mean((1, 2, 3)).tolist()
+
+    found = list(engine.classify_batches(tiny_classifier, paths, slow_at_first))
+    assert [path for path, _ in found] == paths
+    assert next(batches) == math.ceil(len(paths) / BATCH) > 4
+    for path, answer in found:
+        if isinstance(answer, BadImage):
+            assert path.read_bytes() == b"no picture"
+        else:
+            (inputs,) = tiny_classifier.preprocess([open_picture(path)])
+            assert answer == pytest.approx(float(inputs.mean()), abs=1e-5)
+
+
+def test_who_stops_early_does_not_wait_for_what_has_not_begun() -> None:
+    begun = []
+
+    def work(item: int) -> int:
+        time.sleep(0.05)
+        begun.append(item)
+        return item
+
+    with ThreadPoolExecutor(1) as pool:
+        results = engine.map_in_order(pool, work, itertools.count(), ahead=20)
+        assert next(results) == 0
+        results.close()
+    assert len(begun) <= 3

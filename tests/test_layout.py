@@ -1,6 +1,6 @@
 """The rule of imports: workshops look towards the root, never the other way, and never sideways.
 
-photo_library is no workshop but a part of classify.py that has packages of its own.
+photo_library is no workshop but a part of classify.py, some of which needs packages of its own.
 """
 
 import ast
