@@ -21,7 +21,7 @@ from pillow_heif import register_heif_opener
 
 from borders import content_box
 from formats.identify import DAMAGED, NOT_READ, why_unreadable
-from formats.jpeg import JPEG_START, START_OF_SCAN, JpegFile, missing_share
+from formats.jpeg import JPEG_START, START_OF_SCAN, JpegFile, may_lack_rows, missing_share
 from formats.png import PNG_START, essential_png
 
 # Pillow would open over forty formats by their first bytes; nearly all of its security
@@ -58,7 +58,7 @@ MEGAPIXELS = (
 MAX_SIDE = 20_000  # pixels
 MIN_SIDE = 16  # pixels
 MAX_JPEG_SCANS = 100  # cameras write 1, progressive files about 10; each costs a pass over all pixels
-MAX_MISSING = 0.05  # share of a JPEG's area that may be missing
+MAX_MISSING = 0.05  # share of a JPEG's rows that may be missing
 MAX_FRAMES = 50  # of an animation that are searched for one that shows something
 ONE_COLOUR = 8  # of 255 steps by which a picture of one colour may vary, after lossy compression
 JPEG_DRAFT_SIDE = 1000  # pixels of the longest side; a quarter of a 12-megapixel photo's
@@ -359,12 +359,12 @@ def _as_file(data: bytes) -> BytesIO:
 
 def _decode(image: Image.Image, file: BytesIO, whole: bool) -> Image.Image:
     draft_side, most = (WHOLE_SIDE, WHOLE_SIDE) if whole else (JPEG_DRAFT_SIDE, SHOWN_SIDE)
-    size = image.size
-    image.draft("RGB", _draft_size(size, draft_side))  # no smaller than that; does nothing to most formats
+    draft_size = _draft_size(image.size, draft_side)
+    image.draft("RGB", draft_size)  # no smaller than that; does nothing to most formats
     image.load()
     warning = ""
-    if isinstance(file, JpegFile) and file.ran_out:
-        warning = _warn_of_missing(missing_share(file.getvalue(), _draft_size(size, JPEG_DRAFT_SIDE)))
+    if isinstance(file, JpegFile) and (file.ran_out or may_lack_rows(file.getvalue(), image)):
+        warning = _warn_of_missing(missing_share(file.getvalue(), image, draft_size))
     most = max(most, math.ceil(max(image.size) * SHORT_SIDE / min(image.size)))  # a strip must not become a thread
     frame, picture = 0, _to_rgb(_on_canvas(image), most)
     # Phones keep second pictures in MPO and HEIC, which are no animations.

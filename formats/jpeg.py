@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from io import BytesIO
-from typing import cast
 
 from PIL import Image, ImageChops
 
@@ -12,8 +11,12 @@ END_MARKER = b"\xff\xd9"
 END_OF_IMAGE, START_OF_SCAN = 0xD9, 0xDA  # codes of markers (table B.1)
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # codes that start a frame; 0xF7 of JPEG-LS
 MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # one that a segment follows, or the last
+PROGRESSIVE = 0xC2
+RESTARTS = [bytes((0xFF, code)) for code in range(0xD0, 0xD8)]
 BLOCK = 8  # pixels along each side
 COEFFICIENTS = 64  # of a block
+NO_DATA = range(127, 130)  # levels where libjpeg has no data; converting colours may add or take one
+NOISE = bytes(range(254, 191, -1))
 PADDING = 64  # bytes; an interrupted copy may end in that many zeros, a picture hardly
 
 
@@ -45,26 +48,45 @@ def segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         at = found.end() + length
 
 
-def missing_share(data: bytes, draft_size: tuple[int, int]) -> float:
-    """Measure which share of a JPEG's area its data does not determine.
+def may_lack_rows(data: bytes, decoded: Image.Image) -> bool:
+    """Whether a JPEG with an end marker is worth the cost of `missing_share`.
 
-    Libjpeg does not report missing data, so the file is continued with two different noises; whatever differs then is
-    missing. All of it is, where whole scans are.
+    Libjpeg leaves blocks without data grey, so the corner of a file of one scan shows whether rows are missing; a gap
+    within the last block goes unnoticed. A file of several scans can lack data without a grey corner.
+    """
+    components = 0
+    for _, marker, content in segments(data):
+        if marker in FRAMES:
+            components = content[5]
+            if marker == PROGRESSIVE:
+                return True
+        elif marker == START_OF_SCAN:
+            if content[0] < components:
+                return True
+            break
+    corner = decoded.crop((decoded.width - 1, decoded.height - 1, *decoded.size))
+    light = corner.getchannel("K") if corner.mode == "CMYK" else corner.convert("L")  # has its full resolution
+    return light.getpixel((0, 0)) in NO_DATA or data.endswith(bytes(PADDING) + END_MARKER)
+
+
+def missing_share(data: bytes, decoded: Image.Image, draft_size: tuple[int, int]) -> float:
+    """Measure which share of a JPEG's rows is missing, wholly or in part; all of them if a scan is missing.
+
+    Libjpeg does not report missing data, so the file is continued with noise; rows that change are missing.
 
     Args:
         data: the file.
-        draft_size: least width and height in pixels to decode it at, see `Image.draft`.
+        decoded: the picture as libjpeg decodes the file.
+        draft_size: least width and height in pixels for which it was decoded, see `Image.draft`.
     """
-    end = len(data.rstrip(b"\0") if data.endswith(bytes(PADDING)) else data)
+    end, last_scan, height = len(data), 0, 1
     expected, complete = set[tuple[int, int]](), set[tuple[int, int]]()  # coefficients of components
-    height, rows = 1, BLOCK
     for at, marker, content in segments(data):
         if marker in FRAMES:
             height = int.from_bytes(content[1:3])
-            rows = BLOCK * max(sampling & 15 for sampling in content[7::3])
             expected = {(component, number) for component in content[6::3] for number in range(COEFFICIENTS)}
         elif marker == START_OF_SCAN:
-            count = content[0]
+            last_scan, count = at, content[0]
             first, last, approximation = content[1 + 2 * count : 4 + 2 * count]
             if not approximation & 15:  # else a later scan has their last bit
                 components = content[1 : 1 + 2 * count : 2]
@@ -74,20 +96,35 @@ def missing_share(data: bytes, draft_size: tuple[int, int]) -> float:
             break
     if not expected <= complete:
         return 1.0
-    known = data[:end].rstrip(b"\xff")  # which would make a marker of what follows
-    ones, others = (_decode_continued(known, noise, draft_size) for noise in (range(1, 64), range(254, 191, -1)))
-    difference = ImageChops.difference(ones, others)
-    if not (box := difference.getbbox()):
-        return 0.0
-    width, top = difference.width, box[1]
-    left = cast(tuple[int, ...], difference.crop((0, top, width, top + 1)).getbbox())[0]
-    rows = min(difference.height - top, rows * difference.height // height)
-    return 1 - (top * width + left * rows) / (width * difference.height)
+
+    def missing_rows(end: int) -> int:
+        continued = _decode_continued(data[:end], last_scan, draft_size)
+        return height - _first_different_row(decoded, continued, height)
+
+    rows = missing_rows(end)
+    if data.endswith(bytes(PADDING), 0, end) and (rows or not missing_rows(end - PADDING // 2)):
+        rows = missing_rows(len(data[:end].rstrip(b"\0")))  # the zeros are not the picture's
+    return rows / height
 
 
-def _decode_continued(known: bytes, noise: range, draft_size: tuple[int, int]) -> Image.Image:
-    restarts = (bytes((0xFF, 0xD0 + number)) for number in range(8))  # one of them may be due
-    file = BytesIO(known + b"".join(bytes(noise) + restart for restart in restarts) + bytes(noise) + END_MARKER)
+def _decode_continued(known: bytes, scan: int, draft_size: tuple[int, int]) -> Image.Image:
+    """Decode a file whose last scan, at position `scan`, goes on with noise, which differs from any blank rest."""
+    known = known.rstrip(b"\xff")  # which would make a marker of what follows
+    last_restart = max(RESTARTS, key=lambda marker: known.rfind(marker, scan))
+    is_first = last_restart not in known[scan:]
+    due = RESTARTS[0 if is_first else (RESTARTS.index(last_restart) + 1) % len(RESTARTS)]
+    file = BytesIO(known + NOISE + due + NOISE + END_MARKER)
     with Image.open(file, formats=("JPEG",)) as image:
         image.draft("RGB", draft_size)
         return image.copy()
+
+
+def _first_different_row(one: Image.Image, other: Image.Image, height: int) -> int:
+    """The first row, of `height` rows of the original, in which two drafts of it differ; `height` if none does."""
+    box = ImageChops.difference(one, other).getbbox()
+    if not box:
+        return height
+    scale = -(-height // one.height)
+    # Where colour has half the resolution, libjpeg also interpolates the row above.
+    is_interpolated = scale == 1 and box[1] % BLOCK == BLOCK - 1
+    return (box[1] + is_interpolated) * scale
