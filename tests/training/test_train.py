@@ -153,6 +153,8 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
     history = [entry for name in histories for entry in histories[name]]
     assert [(e["validation_accuracy"], e["validation_auroc"]) for e in history] == validated
     assert [entry["pictures"] for entry in history] == [4, 8, 8]
+    states = [torch.load(out.with_suffix(f".leg-{leg}.resume.pth"), weights_only=True) for leg in range(2)]
+    assert [state["run"]["seed"] for state in states] == [0, 1]  # each leg draws other pictures
     assert 0 <= classifier.not_sure[0] <= classifier.threshold <= classifier.not_sure[1] <= 1
     (prediction,) = classifier.predict([noise(60, 40)])
     assert math.isfinite(prediction.meme_probability)
