@@ -194,7 +194,10 @@ def scale(counts: list[int]) -> None:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description="Time classify.py on folders of pictures against the usual pipeline.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.folders",
+        description="Time classify.py on folders of pictures against the usual pipeline.",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=int, nargs="+", metavar="N", help="numbers of pictures in the folders")
     arguments = parser.parse_args()

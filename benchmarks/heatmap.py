@@ -88,7 +88,9 @@ def measure(rounds: int) -> dict[str, list[float]]:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description="Time label and heatmap against the usual libraries.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.heatmap", description="Time label and heatmap against the usual libraries."
+    )
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1, help="the page uses one for each session")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the times")

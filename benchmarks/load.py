@@ -278,7 +278,9 @@ def measure(counts: list[int], seconds: float, pages: list[str]) -> None:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description="Measure the page with many visitors at once.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.load", description="Measure the page with many visitors at once."
+    )
     parser.add_argument("--visitors", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--seconds", type=float, default=120, help="for growing memory to show: at least 180")
     parser.add_argument("--pages", nargs="+", choices=PAGES, default=list(PAGES))

@@ -161,7 +161,7 @@ def take_screenshots() -> None:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Measure the running page.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description="Measure the running page.")
     parser.add_argument("--uploads", type=int, default=200)
     parser.add_argument("--screenshots", action="store_true", help="write outputs/output.png and output2.png instead")
     arguments = parser.parse_args()

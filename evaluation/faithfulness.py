@@ -427,7 +427,9 @@ def plot_scores(path: Path, table: dict[str, Scores], sanity: dict[str, dict[str
 
 def main() -> int:
     """Read the command line, measure, print, write; 0 when done, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(description="Measure whether heatmaps show what matters.")
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.faithfulness", description="Measure whether heatmaps show what matters."
+    )
     parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="how many of DATA, and how many drawn memes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")

@@ -230,7 +230,9 @@ def to_markdown(effects: list[Effect]) -> str:
 
 def main() -> int:
     """Read the command line, measure, print, write; 0 when all is done, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(description="Measure how corruptions change the answers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.robustness", description="Measure how corruptions change the answers."
+    )
     parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
     parser.add_argument("--of-each-class", type=int, metavar="N", default=300, help="pictures of each class")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")

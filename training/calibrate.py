@@ -188,7 +188,9 @@ def fit_abstention_band(probability: Array, is_meme: Array, threshold: float) ->
 
 def main() -> int:
     """Read the command line, calibrate, write; 0 when done, 1 without both classes, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(description="Calibrate a checkpoint anew on labelled pictures.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.calibrate", description="Calibrate a checkpoint anew on labelled pictures."
+    )
     parser.add_argument("data", type=Path, help="folder with meme/ and not_meme/")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
     parser.add_argument("--out", type=Path, metavar="FILE", required=True)

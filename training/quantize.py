@@ -103,7 +103,9 @@ def measure_shift(classifier: Classifier, quantized: Any, pictures: list[Labelle
 
 def main() -> int:
     """Read the command line, quantise, measure, write; 0 when done, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(description="Quantise a checkpoint to 8 bits for OpenVINO.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.quantize", description="Quantise a checkpoint to 8 bits for OpenVINO."
+    )
     parser.add_argument("data", type=Path, help="folder of validation pictures with meme/ and not_meme/")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", default=DEFAULT_CHECKPOINT)
     arguments = parser.parse_args()
