@@ -2,8 +2,8 @@
 
 DATA_DIR holds `meme/` and `not_meme/`; each of their sub-folders is one source, named `GROUP__SOURCE` or in any other
 way. A teacher with ImageNet weights is fine-tuned on the pictures. Then DenseNet121 learns in several legs from the
-labels, from that teacher and from itself as it was before the leg; after each leg its weights are averaged with those
-it started from. The state is saved every two minutes; an interrupted run continues with --resume.
+labels, from that teacher and from itself as it was before the leg; between legs its weights are averaged with those
+that the leg started from. The state is saved every two minutes; an interrupted run continues with --resume.
 """
 
 import argparse
@@ -44,7 +44,7 @@ INPUT_SIZE = 160  # pixels, of the finished classifier
 # Longer, it gets worse on new sources. Its depthwise convolutions are slower in bfloat16 without a matrix unit.
 TEACHER = TrainingConfig(TEACHER_INPUT_SIZE, 19_200, 3e-4, 0.99, 0.3, bfloat16=False)
 STUDENT = TrainingConfig(INPUT_SIZE, 25_600, 6e-4, 0.995, 0, bfloat16=True)
-LEGS = 4
+LEGS = 3
 HELD_OUT = 0.1  # share of the pictures, where no validation folder is given
 SEED = 0
 
@@ -100,9 +100,9 @@ def distil(
     unlabelled: list[Path],
     resume: bool,
 ) -> tuple[nn.Module, dict[str, list[Progress]]]:
-    """Train the student in `LEGS` legs; each ends with the mean of its weights and those that it started from.
+    """Train the student in `LEGS` legs; each but the first starts from the mean of the last one's start and end.
 
-    Averaging with the start keeps what was known before and has helped on every set of new sources.
+    The mean keeps what was known before.
 
     Args:
         student: from `build_student`.
@@ -131,7 +131,8 @@ def distil(
             unlabelled=unlabelled,
             seed=leg,
         )
-        average_weights([trained.network, student.network])
+        if leg < LEGS - 1:
+            average_weights([trained.network, student.network])
         student = trained.requires_grad_(True)
     return drop_group_outputs(student.network), histories
 

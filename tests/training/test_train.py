@@ -161,27 +161,31 @@ def test_an_interrupted_run_resumes_and_gives_a_checkpoint(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_leg_ends_in_the_middle_between_its_start_and_what_it_learnt(
+def test_a_leg_starts_in_the_middle_of_the_last_one_and_the_last_one_stays(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learnt: list[torch.Tensor] = []
+    ends: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def spy(*given: Any, **named: Any) -> Any:
-        trained, history = distillation.train(*given, **named)
-        learnt.append(trained.network.get_parameter("classifier.weight")[:2].clone())
+    def weights(student: teacher.DistillationStudent) -> torch.Tensor:
+        return student.network.get_parameter("classifier.weight")[:2].detach().clone()
+
+    def spy(student: teacher.DistillationStudent, *given: Any, **named: Any) -> Any:
+        start = weights(student)
+        trained, history = distillation.train(student, *given, **named)
+        ends.append((start, weights(trained)))
         return trained, history
 
     monkeypatch.setattr(train, "train", spy)
     monkeypatch.setattr(train, "STUDENT", replace(STUDENT, learning_rate=0.1))
-    monkeypatch.setattr(train, "LEGS", 1)
     pictures = read_folder(folder)
     student = train.build_student(5, None)
-    start = student.network.get_parameter("classifier.weight")[:2].detach().clone()
     network, _ = train.distil(
         student, teacher.Teacher(5).eval(), pictures, pictures, tmp_path / "out.pth", unlabelled=[], resume=False
     )
-    assert (learnt[0] - start).abs().max() > 1e-3
-    torch.testing.assert_close(network.get_parameter("classifier.weight"), (start + learnt[0]) / 2)
+    (start, end), (second_start, second_end) = ends
+    assert (end - start).abs().max() > 1e-3
+    torch.testing.assert_close(second_start, (start + end) / 2)
+    torch.testing.assert_close(network.get_parameter("classifier.weight"), second_end)
 
 
 @pytest.mark.usefixtures("quick")
