@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -135,7 +136,7 @@ def _control_groups(controller: str) -> Iterator[Path]:
 
 
 def best_engine() -> str:
-    """The fastest engine that is installed."""
+    """OpenVINO if it is installed, else PyTorch."""
     return OPENVINO if find_spec("openvino") else TORCH
 
 
@@ -375,7 +376,8 @@ def load_fastest(checkpoint: Path, precision: str = AUTO, device: str = "cpu") -
 
     Args:
         checkpoint: path of the checkpoint.
-        precision: one of `PRECISIONS`. With `auto`, the 8-bit network is used where it is faster on this processor.
+        precision: one of `PRECISIONS`. With `auto`, all engines and precisions that are possible on this processor
+            are measured once, and the fastest one is used from then on.
         device: one of `DEVICES`.
 
     Raises:
@@ -384,28 +386,74 @@ def load_fastest(checkpoint: Path, precision: str = AUTO, device: str = "cpu") -
     """
     if find_device(device).type != "cpu" or best_engine() == TORCH:
         return load_with_torch(checkpoint, precision, device)
-    classifier = Classifier.load(checkpoint, torch.float32)
+    if precision == AUTO:
+        return load_measured(checkpoint)
     if precision == BF16 and native_precision() != BF16:
         raise BadEngine("This processor does not multiply bfloat16; use --precision int8, fp32 or auto.")
-    quantized, max_shift = None, 0.0
-    if precision in (AUTO, INT8):
+    return load_with_openvino(Classifier.load(checkpoint, torch.float32), checkpoint, precision)
+
+
+def load_with_openvino(classifier: Classifier, checkpoint: Path, precision: str) -> Classifier:
+    """Compile a classifier's network with OpenVINO, for as many threads as there are cores.
+
+    Args:
+        classifier: in full precision, on PyTorch. It computes close cases again.
+        checkpoint: the path that it was read from; the 8-bit network lies beside it.
+        precision: one of `INT8`, `BF16`, `FP32`.
+
+    Raises:
+        BadEngine: if there is no 8-bit network of this checkpoint.
+    """
+    if precision == INT8:
         try:
-            quantized, max_shift = read_converted(quantized_path(checkpoint), classifier.sha256)
+            converted, max_shift = read_converted(quantized_path(checkpoint), classifier.sha256)
         except BadConversion as error:
-            if precision == INT8:
-                raise BadEngine(f"{error} Make it with `python -m training.quantize`.") from error
-            if quantized_path(checkpoint).exists():
-                print(f"{error} It is not used.", file=sys.stderr)
-    chosen = precision
-    if precision == AUTO:
-        chosen = native_precision() if quantized is None else faster_precision(classifier, quantized)
-    converted = quantized if chosen == INT8 else convert_once(classifier)
+            raise BadEngine(f"{error} Make it with `python -m training.quantize`.") from error
+    else:
+        converted, max_shift = convert_once(classifier), 0.0
     return dataclasses.replace(
         classifier,
-        network=compile_converted(converted, classifier.network, chosen, usable_cores()),
+        network=compile_converted(converted, classifier.network, precision, usable_cores()),
         exact=classifier.network,
-        rounding=max(ROUNDING, max_shift) if chosen == INT8 else ROUNDING,
+        rounding=max(ROUNDING, max_shift),
     )
+
+
+def load_measured(checkpoint: Path) -> Classifier:
+    """Read a checkpoint for the fastest of PyTorch and OpenVINO's precisions.
+
+    The first time on a processor, each is measured, and a line says how long each took. The measurement is kept in
+    `cache_folder`.
+
+    Raises:
+        BadCheckpoint: as `Classifier.load` does.
+    """
+    exact = Classifier.load(checkpoint, torch.float32)
+    native = BF16 if fastest_dtype() == torch.bfloat16 else FP32
+    candidates: dict[str, Callable[[], Classifier]] = {f"{TORCH} {native}": partial(Classifier.load, checkpoint)}
+    for precision in (FP32, BF16, INT8):
+        if precision != BF16 or native_precision() == BF16:
+            candidates[f"{OPENVINO} {precision}"] = partial(load_with_openvino, exact, checkpoint, precision)
+    try:
+        read_converted(quantized_path(checkpoint), exact.sha256)
+    except BadConversion as error:
+        del candidates[f"{OPENVINO} {INT8}"]
+        if quantized_path(checkpoint).exists():
+            print(f"{error} It is not used.", file=sys.stderr)
+    measurement = measurement_path(exact.sha256)
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        milliseconds = json.loads(measurement.read_text())
+        if milliseconds.keys() == candidates.keys():
+            return candidates[min(milliseconds, key=milliseconds.__getitem__)]()
+    loaded = {name: load() for name, load in candidates.items()}
+    networks = {name: classifier.network for name, classifier in loaded.items()}
+    milliseconds = milliseconds_per_picture(networks, exact.preprocessing.input_size)
+    figures = ", ".join(f"{name} {taken:.0f} ms" for name, taken in sorted(milliseconds.items(), key=lambda m: m[1]))
+    print(f"Measured once on this processor, time for a picture: {figures}", file=sys.stderr)
+    with suppress(OSError):
+        measurement.parent.mkdir(parents=True, exist_ok=True)
+        measurement.write_text(json.dumps(milliseconds))
+    return loaded[min(milliseconds, key=milliseconds.__getitem__)]
 
 
 def load_for_page() -> Classifier:
@@ -458,45 +506,40 @@ def convert_once(classifier: Classifier) -> Any:
     return converted
 
 
-def faster_precision(classifier: Classifier, quantized: Any) -> str:
-    """Measure once whether the 8-bit network is faster than the other on this processor, and keep the result.
-
-    Args:
-        classifier: in full precision, on PyTorch.
-        quantized: its 8-bit network, converted.
-    """
+def measurement_path(checkpoint_sha256: str) -> Path:
+    """Where the measurement of a checkpoint's network is kept: another one for each processor and version."""
     import openvino  # noqa: PLC0415
 
     core = openvino.Core()
     processor = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-    key = repr((classifier.sha256, version("openvino"), processor))
-    path = cache_folder() / f"speed-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    other = native_precision()
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(path.read_text())
-        return INT8 if float(kept[INT8]) < float(kept[other]) else other
-    networks = {
-        INT8: compile_converted(quantized, classifier.network, INT8),
-        other: compile_converted(convert_once(classifier), classifier.network, other),
-    }
-    taken = milliseconds_per_picture(networks, classifier.preprocessing.input_size)
-    print(
-        f"Measured once on this processor: {taken[INT8]:.0f} ms a picture with int8, {taken[other]:.0f} with {other}.",
-        file=sys.stderr,
-    )
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(taken))
-    return INT8 if taken[INT8] < taken[other] else other
+    key = repr((checkpoint_sha256, version("openvino"), torch.__version__, processor))
+    return cache_folder() / f"speed-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
-def milliseconds_per_picture(networks: Mapping[str, nn.Module], input_size: int, rounds: int = 5) -> dict[str, float]:
-    """Time networks in turns on noise; each one's best round counts, because other programs only ever add time."""
+def milliseconds_per_picture(networks: Mapping[str, nn.Module], input_size: int, rounds: int = 3) -> dict[str, float]:
+    """Time networks in turns on noise, on one core each, as `classify_batches` runs them.
+
+    The processor time of the best round counts, because other programs only ever add time.
+
+    Args:
+        networks: by name.
+        input_size: pixels.
+        rounds: how many times each is timed.
+
+    Returns:
+        Milliseconds of processor time for one picture, by name.
+    """
     inputs = torch.randn(4, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
-    taken = {name: list[float]() for name in networks}
-    for _ in range(rounds + 1):  # the first round warms up
-        for name, network in networks.items():
-            started = time.perf_counter()
-            network(inputs)
-            taken[name].append(time.perf_counter() - started)
-    return {name: min(seconds[1:]) * 1000 / len(inputs) for name, seconds in taken.items()}
+
+    def measure() -> dict[str, float]:
+        taken = {name: list[float]() for name in networks}
+        with torch.inference_mode():
+            for _ in range(rounds + 1):  # the first round warms up
+                for name, network in networks.items():
+                    started = time.process_time()
+                    network(inputs)
+                    taken[name].append(time.process_time() - started)
+        return {name: min(seconds[1:]) * 1000 / len(inputs) for name, seconds in taken.items()}
+
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return pool.submit(measure).result()
