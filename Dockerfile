@@ -12,6 +12,7 @@ COPY requirements.txt requirements.lock ./
 RUN pip install --no-cache-dir -r requirements.txt -c requirements.lock
 
 COPY LICENSE MODEL_CARD.md *.py style.css client.js background.png best_model.pth best_model.pth.sha256 ./
+COPY formats formats
 COPY photo_library photo_library
 ENV HOME=/tmp MPLCONFIGDIR=/tmp
 
@@ -23,7 +24,6 @@ ENTRYPOINT ["python", "classify.py"]
 
 FROM program
 COPY .streamlit .streamlit
-COPY formats formats
 COPY examples examples
 # The page says what its probabilities are worth on unseen pictures.
 COPY outputs/metrics.json outputs/

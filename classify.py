@@ -262,7 +262,7 @@ def parse_arguments() -> argparse.Namespace:
         "--engine", choices=("local", "ray"), default="local", help="this machine, or a cluster (docs/cluster.md)"
     )
     parser.add_argument("--device", choices=DEVICES, default=AUTO, help="auto: an accelerator if there is one")
-    parser.add_argument("--precision", choices=PRECISIONS, default=AUTO, help="auto: the fastest measured on this computer")
+    parser.add_argument("--precision", choices=PRECISIONS, default=AUTO, help="auto: what was measured as fastest here")
     arguments = parser.parse_args()
     arguments.tables = {kind: getattr(arguments, kind) for kind in READERS if getattr(arguments, kind)}
     places = {"-" if f in STANDARD_OUTPUT else os.path.realpath(f) for f in arguments.tables.values()}

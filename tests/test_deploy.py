@@ -69,24 +69,42 @@ def test_visitors_are_let_in_at_the_sites_own_name_only(monkeypatch: pytest.Monk
             connection.close()
 
 
-def test_the_image_has_every_file_that_the_page_reads(tmp_path: Path) -> None:
+def copy_stage(stage: str, target: Path) -> None:
+    """Copy what the Dockerfile copies into a stage, from the first stage that it is built on."""
     admitted = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    for line in re.findall(r"^COPY (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE):
-        *sources, target = line.split()
-        (tmp_path / target).mkdir(parents=True, exist_ok=True)
-        for path in (path for source in sources for path in ROOT.glob(source)):
-            if not any(fnmatch(path.relative_to(ROOT).as_posix(), pattern) for pattern in admitted):
-                continue
-            if path.is_dir():
-                shutil.copytree(path, tmp_path / target, dirs_exist_ok=True)
-            else:
-                shutil.copy(path, tmp_path / target)
-    visit = """
-import classify, serve
+    stages = re.split(r"^(?=FROM )", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
+    for lines in stages:
+        base, name = re.findall(r"^FROM (\S+)(?: AS (\S+))?", lines)[0]
+        if name != stage:
+            continue
+        copy_stage(base, target)
+        for line in re.findall(r"^COPY (.+)$", lines, re.MULTILINE):
+            *sources, folder = line.split()
+            (target / folder).mkdir(parents=True, exist_ok=True)
+            for path in (path for source in sources for path in ROOT.glob(source)):
+                if not any(fnmatch(path.relative_to(ROOT).as_posix(), pattern) for pattern in admitted):
+                    continue
+                if path.is_dir():
+                    shutil.copytree(path, target / folder, dirs_exist_ok=True)
+                else:
+                    shutil.copy(path, target / folder)
+
+
+PAGE = """
+import serve
 from streamlit.testing.v1 import AppTest
 page = AppTest.from_file("app.py", default_timeout=100).run()
 assert not page.exception, page.exception
+print(serve.__file__)
+"""
+WATCH = """
+import photo_library.sidecars, photo_library.watch, classify
 print(classify.__file__)
 """
-    done = subprocess.run([sys.executable, "-c", visit], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == str(tmp_path / "classify.py"), done.stderr
+
+
+@pytest.mark.parametrize(("stage", "program", "file"), [("", PAGE, "serve.py"), ("watch", WATCH, "classify.py")])
+def test_an_image_has_every_file_that_its_program_reads(stage: str, program: str, file: str, tmp_path: Path) -> None:
+    copy_stage(stage, tmp_path)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(tmp_path / file), done.stderr
