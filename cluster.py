@@ -1,11 +1,12 @@
-"""The answers of classify.py from many processes or machines, with Ray: classify.py --engine ray
+"""Classify on many cores or machines with Ray: classify.py --engine ray
 
-A path may then also be an address that fsspec knows, like s3://bucket/folder, and so may be the table, which becomes
-a folder of files. Needs requirements-cluster.txt on all machines; docs/cluster.md tells the rest.
+Paths and the table may also be addresses that fsspec supports, such as s3://bucket/folder. The table is a folder of
+files. All machines need requirements-cluster.txt; see docs/cluster.md.
 """
 
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -39,9 +40,9 @@ from model import Classifier
 from tables import SCHEMA, BadTable, Row, arrow_table, csv_arrow_table, row_of
 
 HERE = Path(__file__).parent
-# What other machines need of this project.
+# What Ray sends to the other machines.
 MODULES = ("borders.py", "cluster.py", "engine.py", "formats", "images.py", "model.py", "tables.py")
-BATCH = 16  # pictures that the network answers at once
+BATCH = 16  # pictures that the network classifies at once
 BLOCK = 64  # pictures of one task, which is done again if its machine is lost
 
 
@@ -50,28 +51,30 @@ class BadAddress(ValueError):
 
 
 def is_address(path: str) -> bool:
-    """Whether a path names its file system, as in s3://bucket/folder."""
+    """Whether a path names its file system, as s3://bucket/folder does."""
     return "://" in path
 
 
-def filesystem_of(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system that an address names, and the place there."""
-    with named(address):
+def resolve_address(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of an address, and the path in it."""
+    with address_errors(address):
         files, place = fsspec.url_to_fs(address)
     return files, place
 
 
 @contextmanager
-def named(address: str) -> Iterator[None]:
-    """Turn whatever is wrong with an address into a sentence that names it."""
+def address_errors(address: str) -> Iterator[None]:
+    """Turn any error into a `BadAddress` that names the address."""
     try:
         yield
-    except Exception as error:  # no package for it, nobody knows it, no way to it: each file system has its own
+    except Exception as error:  # each file system raises its own
         raise BadAddress(f"{address} cannot be used: {str(error) or type(error).__name__}.") from error
 
 
 def list_pictures_at(address: str, search: PictureSearch | None = None) -> list[str]:
-    """The picture at an address, or all pictures below it; an address where nothing is stays, to be named later.
+    """The picture at an address, or all pictures below it.
+
+    An address with nothing behind it is returned, so that reading it says why.
 
     Args:
         address: of a file or a folder.
@@ -81,8 +84,8 @@ def list_pictures_at(address: str, search: PictureSearch | None = None) -> list[
         BadAddress: if the file system cannot be reached.
     """
     search = search or PictureSearch()
-    files, path = filesystem_of(address)
-    with named(address):
+    files, path = resolve_address(address)
+    with address_errors(address):
         if not files.isdir(path):
             return [address]
         found = files.find(path)
@@ -107,8 +110,8 @@ def _is_picture(files: fsspec.AbstractFileSystem, place: str, below: str, search
     return False
 
 
-def read(place: str) -> bytes | Path:
-    """The content at an address, never more than the limit and a byte; a local path stays one."""
+def read_picture(place: str) -> bytes | Path:
+    """The content at an address, at most one byte more than the limit; a local path is returned as it is."""
     if not is_address(place):
         return Path(place)
     try:
@@ -121,17 +124,17 @@ def read(place: str) -> bytes | Path:
     return content
 
 
-def see(item: dict[str, Any], side: int) -> dict[str, Any]:
-    """What the network sees of the picture at a place, or what is wrong with the file."""
+def load_input(item: dict[str, Any], side: int) -> dict[str, Any]:
+    """Open the picture at a place and scale it to the network's input, or say what is wrong with the file."""
     try:
-        square = to_square(open_picture(read(os.fsdecode(item["place"]))), side)
+        square = to_square(open_picture(read_picture(os.fsdecode(item["place"]))), side)
         return {"path": item["path"], "square": square, "error": ""}
     except BadImage as error:
         return {"path": item["path"], "square": np.zeros((side, side, 3), np.uint8), "error": str(error)}
 
 
 class ClassifierActor:
-    """A process that has loaded the network once and answers batch after batch.
+    """A process that loads the network once and classifies batch after batch.
 
     Args:
         checkpoint: its file name, and the content of it and of its 8-bit network's files by their names.
@@ -156,7 +159,7 @@ class ClassifierActor:
             self.classifier = load_fastest(Path(folder, name), precision, device)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> pa.Table:
-        """Turn what `see` gives into rows of a table."""
+        """Turn items from `load_input` into rows of a table."""
         inputs = self.classifier.preprocessing.normalise(list(batch["square"]))
         predictions = answer_in_parts(self.classifier.answer, inputs)
         answers = zip(batch["path"], batch["error"], predictions, strict=True)
@@ -174,10 +177,10 @@ def checkpoint_files(checkpoint: Path) -> dict[str, bytes]:
 def classify_on_cluster(
     paths: Collection[str], checkpoint: Path, target: str, kind: str, *, precision: str = AUTO, device: str = AUTO
 ) -> tuple[int, int]:
-    """Classify on the cluster that the variable RAY_ADDRESS names, else on this machine's cores.
+    """Classify on the cluster in the variable RAY_ADDRESS, or without it on this machine's cores.
 
     Args:
-        paths: local ones, which all machines must see, and addresses.
+        paths: addresses, and local paths that are the same on all machines.
         checkpoint: a local path.
         target: path or address of the folder for the table's files.
         kind: csv, json or parquet.
@@ -188,13 +191,13 @@ def classify_on_cluster(
         How many pictures were classified, and how many files failed.
 
     Raises:
-        BadTable: if there is something at the target.
+        BadTable: if the target exists.
         BadAddress: if the target or the cluster cannot be reached.
         BadCheckpoint: if the checkpoint cannot be used.
-        BadEngine: if the cluster lacks the device, or the precision is impossible on it.
+        BadEngine: if the cluster lacks the device, or a worker cannot use the device or precision.
     """
-    files, place = filesystem_of(target)
-    with named(target):
+    files, place = resolve_address(target)
+    with address_errors(target):
         taken = files.exists(place) and files.find(place)
     if taken:
         raise BadTable(f"{target} is there already; on a cluster, a table is written in one go.")
@@ -205,7 +208,7 @@ def classify_on_cluster(
         raise BadEngine(f"There is no {quantized_path(checkpoint).name}. Make it with `python -m training.quantize`.")
     items = [{"path": os.fsencode(p), "place": os.fsencode(p if is_address(p) else Path(p).absolute())} for p in paths]
     ray_address = os.environ.get("RAY_ADDRESS", "local")  # without one, Ray would join any cluster that runs here
-    with named(f"RAY_ADDRESS={ray_address}"):
+    with address_errors(f"RAY_ADDRESS={ray_address}"):
         ray.init(ray_address, runtime_env={"py_modules": [str(HERE / name) for name in MODULES]}, log_to_driver=False)
     try:
         cores, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
@@ -213,10 +216,10 @@ def classify_on_cluster(
             raise BadEngine(f"The cluster has no {device} device; use --device cpu or auto.")
         gpus = 0 if device == "cpu" else gpus
         listed = ray.data.from_items(items, override_num_blocks=math.ceil(len(items) / BLOCK) or 1)
-        rows = listed.map(partial(see, side=side)).map_batches(
+        rows = listed.map(partial(load_input, side=side)).map_batches(
             ClassifierActor,
             batch_size=BATCH,
-            # Opening a picture takes a core about as long as answering it.
+            # Opening a picture takes a core about as long as classifying it.
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=gpus or max(1, cores // 2)),
             num_cpus=1,
             num_gpus=1 if gpus else 0,
@@ -229,6 +232,12 @@ def classify_on_cluster(
         )
         writers = {"csv": rows.write_csv, "json": rows.write_json, "parquet": rows.write_parquet}
         writers[kind](place, filesystem=PyFileSystem(FSSpecHandler(files)))
+    except ray.exceptions.ActorDiedError as error:
+        # Of an error in an actor's constructor, Ray keeps only the text.
+        reasons = re.findall(r"^(?:engine\.BadEngine|model\.BadCheckpoint): (.+)$", str(error), re.MULTILINE)
+        if not reasons:
+            raise
+        raise BadEngine(f"A worker of the cluster cannot classify: {reasons[-1]}") from error
     finally:
         ray.shutdown()
     answered = pd.dataset(place, SCHEMA, kind, files)

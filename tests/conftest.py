@@ -3,16 +3,19 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Command, run
 from pictures import noise
 from PIL import Image
 from playwright.sync_api import Browser
 from tiny import build_tiny_classifier, build_tiny_network
 from torch import nn
 
+import classify
 import model
 from benchmarks.page import chromium, running_server
 from model import Classifier, save_checkpoint
@@ -28,6 +31,12 @@ def tiny_network() -> nn.Module:
 def tiny_classifier(tiny_network: nn.Module) -> Classifier:
     """The same in full precision: 64-pixel input, last feature map of 2 × 2."""
     return build_tiny_classifier(tiny_network)
+
+
+@pytest.fixture
+def classify_tiny(tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """classify.py in this process, with the tiny network in place of any checkpoint."""
+    return partial(run, monkeypatch, classify.main, tiny_classifier)
 
 
 @pytest.fixture

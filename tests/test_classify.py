@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import run
+from commands import Command, rows_of, run
 from pictures import ROOT, encode, noise
 from PIL import ImageOps
 
@@ -24,18 +24,13 @@ from photo_library.copies import OVERLAY, NewFiles, overlay_path
 from tables import READERS, lock_tables
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
-
-
 def test_files_and_folders_become_rows_in_order(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, classify_tiny: Command
 ) -> None:
     single = tmp_path / "single.png"
     single.write_bytes(encode(noise(60, 60, 9)))
     out = tmp_path / "out.csv"
-    assert run(monkeypatch, classify.main, tiny_classifier, single, folder, "--csv", out) == 0
+    assert classify_tiny(single, folder, "--csv", out) == 0
     rows = rows_of(out)
     assert list(rows[0]) == ["path", "label", "meme_probability", "verdict", "error", "checkpoint"]
     assert [row["path"] for row in rows] == [str(single), *map(str, sorted(folder.rglob("*.png")))]
@@ -46,16 +41,12 @@ def test_files_and_folders_become_rows_in_order(
 
 
 def test_bad_files_are_rows_and_stop_nothing(
-    folder: Path,
-    tiny_classifier: Classifier,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classify_tiny: Command
 ) -> None:
     (folder / "meme" / "one" / "1.png").write_bytes(b"no picture")
     missing = tmp_path / "missing.png"
     out = tmp_path / "out.csv"
-    assert run(monkeypatch, classify.main, tiny_classifier, folder, missing, "--csv", out) == 1
+    assert classify_tiny(folder, missing, "--csv", out) == 1
     rows = rows_of(out)
     assert len(rows) == 17
     bad = {row["path"]: row["error"] for row in rows if row["error"]}
@@ -66,43 +57,41 @@ def test_bad_files_are_rows_and_stop_nothing(
 
 
 def test_without_a_file_the_table_goes_to_standard_output(
-    folder: Path, tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], classify_tiny: Command
 ) -> None:
-    assert run(monkeypatch, classify.main, tiny_classifier, folder) == 0
+    assert classify_tiny(folder) == 0
     assert capsys.readouterr().out.splitlines()[0] == "path,label,meme_probability,verdict,error,checkpoint"
 
 
 def test_names_are_no_formulas_and_survive(
-    tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classify_tiny: Command
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = [Path("=HYPERLINK(1).png"), Path('a,"b"\n.png'), Path("caf\udce9.png")]  # the last is Latin-1
     for name in names:
         name.write_bytes(encode(noise(50, 50)))
-    assert run(monkeypatch, classify.main, tiny_classifier, *names, "--csv", "out.csv") == 0
+    assert classify_tiny(*names, "--csv", "out.csv") == 0
     assert [row["path"] for row in rows_of(Path("out.csv"))] == ["'=HYPERLINK(1).png", *map(str, names[1:])]
     # On a console that is strict about UTF-8.
     monkeypatch.setattr(sys, "stdout", TextIOWrapper(BytesIO(), encoding="utf-8"))
-    assert run(monkeypatch, classify.main, tiny_classifier, names[2]) == 0
+    assert classify_tiny(names[2]) == 0
     sys.stdout.seek(0)
     assert "caf\udce9.png" in sys.stdout.read()
 
 
-def test_paths_that_no_system_call_takes_are_rows(
-    tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_that_no_system_call_takes_are_rows(tmp_path: Path, classify_tiny: Command) -> None:
     out = tmp_path / "out.csv"
-    assert run(monkeypatch, classify.main, tiny_classifier, "a" * 300 + ".png", "--csv", out) == 1
+    assert classify_tiny("a" * 300 + ".png", "--csv", out) == 1
     assert rows_of(out)[0]["error"] == "This file cannot be read: File name too long."
 
 
 def test_the_table_never_replaces_a_picture(
-    folder: Path, tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], classify_tiny: Command
 ) -> None:
     picture = folder / "meme" / "one" / "0.png"
     before = picture.read_bytes()
     table = folder / "meme" / ".." / "meme" / "one" / "0.png"
-    assert run(monkeypatch, classify.main, tiny_classifier, folder, "--csv", table) == 2
+    assert classify_tiny(folder, "--csv", table) == 2
     assert "is one of the pictures" in capsys.readouterr().err
     assert picture.read_bytes() == before
 
@@ -141,12 +130,10 @@ def test_who_has_no_ray_reads_how_to_get_it(
 
 
 def test_patterns_and_lists_name_pictures(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classify_tiny: Command
 ) -> None:
     monkeypatch.chdir(folder)
-    assert (
-        run(monkeypatch, classify.main, tiny_classifier, "**/one/*.png", "meme/one", "--csv", tmp_path / "a.csv") == 0
-    )
+    assert classify_tiny("**/one/*.png", "meme/one", "--csv", tmp_path / "a.csv") == 0
     ones = [f"meme/one/{n}.png" for n in range(4)]
     assert [row["path"] for row in rows_of(tmp_path / "a.csv")] == ones
     Path("loop").symlink_to(".")
@@ -159,12 +146,12 @@ def test_patterns_and_lists_name_pictures(
     Path("bracket[1].png").write_bytes(encode(noise(50, 50)))  # a name, though it looks like a pattern
     listed = b"bracket[1].png\nmeme/two\r\n\nmissing.png\n"
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(listed)))
-    assert run(monkeypatch, classify.main, tiny_classifier, "-", "--csv", tmp_path / "b.csv") == 1
+    assert classify_tiny("-", "--csv", tmp_path / "b.csv") == 1
     expected = ["bracket[1].png", *(f"meme/two/{n}.png" for n in range(4)), "missing.png"]
     assert [row["path"] for row in rows_of(tmp_path / "b.csv")] == expected
     Path("two\nlines.png").write_bytes(encode(noise(50, 50)))
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"two\nlines.png\0meme/two\0")))  # find -print0
-    assert run(monkeypatch, classify.main, tiny_classifier, "-", "--csv", tmp_path / "c.csv") == 0
+    assert classify_tiny("-", "--csv", tmp_path / "c.csv") == 0
     assert [row["path"] for row in rows_of(tmp_path / "c.csv")] == ["two\nlines.png", *expected[1:-1]]
 
 
@@ -174,7 +161,7 @@ def duplicates(files: dict[Path, bytes]) -> int:
 
 
 def test_copies_are_sorted_by_verdict_and_overwrite_nothing(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, classify_tiny: Command
 ) -> None:
     out, copies = tmp_path / "out.csv", tmp_path / "sorted"
     before = {path: path.read_bytes() for path in folder.rglob("*.png")}
@@ -182,10 +169,10 @@ def test_copies_are_sorted_by_verdict_and_overwrite_nothing(
         (copies / verdict).mkdir(parents=True)
         (copies / verdict / "0.png").write_bytes(b"mine")
     arguments = (folder, "--csv", out, "--copy-to", copies)
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    assert classify_tiny(*arguments) == 0
     first = {copy: copy.stat().st_mtime_ns for copy in copies.rglob("*.*")}
     for again in (True, False):  # whether the table is still there: all copies are
-        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+        assert classify_tiny(*arguments) == 0
         assert {copy: copy.stat().st_mtime_ns for copy in copies.rglob("*.*")} == first
         if again:
             out.unlink()
@@ -200,13 +187,13 @@ def test_copies_are_sorted_by_verdict_and_overwrite_nothing(
 
 
 def test_overlays_lie_in_folders_like_the_pictures_own(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classify_tiny: Command
 ) -> None:
     monkeypatch.chdir(folder / "meme")
     (folder / "meme" / "one" / "2.png").write_bytes(b"no picture")
     overlays = tmp_path / "overlays"
     arguments = ("one", "../not_meme/four", "--csv", tmp_path / "o.csv", "--overlays", overlays)
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 1
+    assert classify_tiny(*arguments) == 1
     names = [f"not_meme/four/{n}.png.png" for n in range(4)] + [f"one/{n}.png.png" for n in (0, 1, 3)]
     assert sorted(path.relative_to(overlays).as_posix() for path in overlays.rglob("*.png")) == sorted(names)
     picture = open_picture(folder / "meme" / "one" / "0.png")
@@ -216,40 +203,37 @@ def test_overlays_lie_in_folders_like_the_pictures_own(
 
 
 def test_an_overlay_of_a_framed_picture_is_the_pages(
-    tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classify_tiny: Command
 ) -> None:
     monkeypatch.chdir(tmp_path)
     picture = ImageOps.expand(noise(320, 320, 3), (0, 160, 0, 160), "black")
     picture.save("screen.png")
-    assert run(monkeypatch, classify.main, tiny_classifier, "screen.png", "--csv", "o.csv", "--overlays", "over") == 0
+    assert classify_tiny("screen.png", "--csv", "o.csv", "--overlays", "over") == 0
     (explanation,) = explain(tiny_classifier, [picture])
     expected = overlay(picture, explanation.heat[explanation.prediction.label])
     assert open_picture("over/screen.png.png").tobytes() == expected.tobytes()
 
 
 def test_outputs_among_the_pictures_are_not_classified(
-    folder: Path, tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, classify_tiny: Command
 ) -> None:
     monkeypatch.chdir(folder)
     arguments = (".", "--csv", "a.csv", "--copy-to", "sorted", "--overlays", "meme/heat")
     for _ in range(2):
-        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+        assert classify_tiny(*arguments) == 0
         assert len(rows_of(Path("a.csv"))) == 16
         assert len(list(Path("meme/heat").rglob("*.png"))) == 16
 
 
 def test_copies_and_overlays_may_go_where_the_pictures_are(
-    folder: Path,
-    tiny_classifier: Classifier,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], classify_tiny: Command
 ) -> None:
     """But for folders that are named like a verdict, where copies go."""
     monkeypatch.chdir(folder)
     Path("meme").rename("mine")
     for name in ("a.csv", "b.csv"):
         arguments = ("mine", "--csv", name, "--copy-to", "mine", "--overlays", ".")
-        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+        assert classify_tiny(*arguments) == 0
         assert [row["path"] for row in rows_of(Path(name))] == [
             f"mine/{o}/{n}.png" for o in ("one", "two") for n in range(4)
         ]
@@ -258,26 +242,19 @@ def test_copies_and_overlays_may_go_where_the_pictures_are(
 
 
 def test_a_copy_that_fails_later_stops_nothing(
-    folder: Path,
-    tiny_classifier: Classifier,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classify_tiny: Command
 ) -> None:
     paths = sorted((folder / "meme" / "one").iterdir())
     arguments: tuple[str | Path, ...] = (*paths, "--csv", tmp_path / "a.csv")
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    assert classify_tiny(*arguments) == 0
     paths[0].unlink()
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments, "--copy-to", tmp_path / "sorted") == 1
+    assert classify_tiny(*arguments, "--copy-to", tmp_path / "sorted") == 1
     assert f"{paths[0]}: Its copy or heatmap cannot be saved: No such file or directory." in capsys.readouterr().err
     assert len(list((tmp_path / "sorted").rglob("*.png"))) == 3
 
 
 def test_only_a_run_that_can_be_resumed_says_so(
-    folder: Path,
-    tiny_classifier: Classifier,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], classify_tiny: Command
 ) -> None:
     def stopped(*_arguments: object) -> int:
         raise KeyboardInterrupt
@@ -289,18 +266,16 @@ def test_only_a_run_that_can_be_resumed_says_so(
         (["--csv", "a.csv"], "Stopped. Run the same command again to resume.\n"),
     )
     for options, said in asked:
-        assert run(monkeypatch, classify.main, tiny_classifier, folder, *options) == 130
+        assert classify_tiny(folder, *options) == 130
         assert capsys.readouterr().err == said
 
 
-def test_copies_and_overlays_can_be_asked_for_later(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_and_overlays_can_be_asked_for_later(folder: Path, tmp_path: Path, classify_tiny: Command) -> None:
     arguments = (folder, "--csv", tmp_path / "a.csv")
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    assert classify_tiny(*arguments) == 0
     before = (tmp_path / "a.csv").read_bytes()
     more = ("--copy-to", tmp_path / "sorted", "--overlays", tmp_path / "heat")
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments, *more) == 0
+    assert classify_tiny(*arguments, *more) == 0
     assert (tmp_path / "a.csv").read_bytes() == before
     assert len(list((tmp_path / "heat").rglob("*.png"))) == 16
     assert {copy.read_bytes() for copy in (tmp_path / "sorted").rglob("*.png")} == {
@@ -309,7 +284,7 @@ def test_copies_and_overlays_can_be_asked_for_later(
 
 
 def test_a_picture_that_cannot_be_saved_stops_nothing(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classify_tiny: Command
 ) -> None:
     monkeypatch.chdir(folder)
     alone = Path("alone", "1.png")
@@ -318,42 +293,38 @@ def test_a_picture_that_cannot_be_saved_stops_nothing(
     (tmp_path / "heat").mkdir()
     (tmp_path / "heat" / "alone").touch()  # where the folder of its heatmap would be
     arguments = (".", "--csv", tmp_path / "a.csv", "--overlays", tmp_path / "heat")
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 1
+    assert classify_tiny(*arguments) == 1
     bad = [row for row in rows_of(tmp_path / "a.csv") if row["error"]]
     assert [row["path"] for row in bad] == [str(alone)]
     assert bad[0]["error"] == "Its copy or heatmap cannot be saved: File exists."
     (seen,) = tiny_classifier.predict([open_picture(alone)])  # the answer is there all the same
     assert (bad[0]["label"], bad[0]["verdict"]) == (seen.label, seen.verdict)
     assert float(bad[0]["meme_probability"]) == pytest.approx(seen.meme_probability, abs=1e-4)
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 1  # and it is tried again, alone
+    assert classify_tiny(*arguments) == 1  # and it is tried again, alone
     assert len(list((tmp_path / "heat").rglob("*.png"))) == 16
     assert not list((tmp_path / "heat").rglob("*.partial"))
 
 
-def test_failed_files_are_tried_again(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_files_are_tried_again(folder: Path, tmp_path: Path, classify_tiny: Command) -> None:
     bad = folder / "meme" / "one" / "1.png"
     content = bad.read_bytes()
     bad.write_bytes(b"no picture")
     arguments = (folder, "--csv", tmp_path / "a.csv")
     for _ in range(2):
-        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 1
+        assert classify_tiny(*arguments) == 1
         assert len(rows_of(tmp_path / "a.csv")) == 16
     bad.write_bytes(content)
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    assert classify_tiny(*arguments) == 0
     assert not any(row["error"] for row in rows_of(tmp_path / "a.csv"))
 
 
-def test_a_run_that_is_refused_changes_no_table(
-    tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_refused_changes_no_table(tmp_path: Path, classify_tiny: Command) -> None:
     table, notes = tmp_path / "a.csv", tmp_path / "b.json"
-    assert run(monkeypatch, classify.main, tiny_classifier, tmp_path / "gone.png", "--csv", table) == 1
+    assert classify_tiny(tmp_path / "gone.png", "--csv", table) == 1
     before = table.read_bytes()
     notes.write_text("my notes")
     arguments = (tmp_path / "gone.png", "--csv", table, "--json", notes)
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 2
+    assert classify_tiny(*arguments) == 2
     assert (table.read_bytes(), notes.read_text()) == (before, "my notes")
 
 
@@ -378,11 +349,7 @@ def many(tmp_path: Path) -> Path:
 
 
 def test_ctrl_c_leaves_a_table_to_resume(
-    many: Path,
-    tiny_classifier: Classifier,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classify_tiny: Command
 ) -> None:
     """With a real process, its threads and a real signal."""
     out, copies = tmp_path / "out.parquet", tmp_path / "sorted"
@@ -399,7 +366,7 @@ def test_ctrl_c_leaves_a_table_to_resume(
     before = list(READERS["parquet"](out))
     assert 0 < len(before) < 300
     assert not list(tmp_path.rglob("*.partial"))
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    assert classify_tiny(*arguments) == 0
     assert f"{len(before)} of 300 pictures were answered before" in capsys.readouterr().err
     rows = list(READERS["parquet"](out))
     assert [row.path for row in rows] == [str(path) for path in sorted(many.iterdir())]
@@ -408,11 +375,7 @@ def test_ctrl_c_leaves_a_table_to_resume(
 
 
 def test_a_killed_run_is_resumed(
-    many: Path,
-    tiny_classifier: Classifier,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classify_tiny: Command
 ) -> None:
     """With a real process that has no chance to tidy up."""
     out = tmp_path / "out.csv"
@@ -420,7 +383,7 @@ def test_a_killed_run_is_resumed(
     while not out.exists() or out.read_bytes().count(b"\n") < 20:
         assert first.poll() is None
         time.sleep(0.02)
-    assert run(monkeypatch, classify.main, tiny_classifier, many, "--csv", out) == 2
+    assert classify_tiny(many, "--csv", out) == 2
     assert f"Another run is writing to {out}" in capsys.readouterr().err
     first.kill()
     first.communicate()
@@ -428,7 +391,7 @@ def test_a_killed_run_is_resumed(
     assert len(before) < 300
     with out.open("a") as file:
         file.write("/half/a/ro")  # as if a row had been cut off
-    assert run(monkeypatch, classify.main, tiny_classifier, many, "--csv", out) == 0
+    assert classify_tiny(many, "--csv", out) == 0
     assert f"{len(before)} of 300 pictures were answered before" in capsys.readouterr().err
     rows = rows_of(out)
     assert [row["path"] for row in rows] == [str(path) for path in sorted(many.iterdir())]
@@ -444,6 +407,7 @@ def test_a_second_run_resumes_where_the_first_stopped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    classify_tiny: Command,
 ) -> None:
     out = tmp_path / f"out.{kind}"
     real, answered = classify.classify_and_save, []
@@ -460,10 +424,10 @@ def test_a_second_run_resumes_where_the_first_stopped(
         assert run(once, classify.main, tiny_classifier, folder, f"--{kind}", out) == 130
     read = READERS[kind]
     assert [row.path for row in read(out)] == [str(path) for path in answered]
-    assert run(monkeypatch, classify.main, tiny_classifier, folder, f"--{kind}", out) == 0
+    assert classify_tiny(folder, f"--{kind}", out) == 0
     assert "6 of 16 pictures were answered before" in capsys.readouterr().err
     assert [row.path for row in read(out)] == [str(path) for path in sorted(folder.rglob("*.png"))]
-    assert run(monkeypatch, classify.main, tiny_classifier, folder, f"--{kind}", out) == 0
+    assert classify_tiny(folder, f"--{kind}", out) == 0
     assert len(list(read(out))) == 16
 
 
@@ -543,7 +507,7 @@ def test_endings_decide_and_content_only_if_asked(tmp_path: Path) -> None:
 
 
 def test_what_a_run_leaves_out_is_said_in_one_line(
-    tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], classify_tiny: Command
 ) -> None:
     photos = tmp_path / "photos"
     touch(photos, "a.jpg", "b.HIF", "@eaDir/a.jpg", "._a.jpg", "no_ending")
@@ -551,15 +515,15 @@ def test_what_a_run_leaves_out_is_said_in_one_line(
     (photos / "link").symlink_to(tmp_path)
     arguments = (photos, "--csv", photos / "a.csv")
     for _ in range(2):  # its own table is nothing that it leaves out
-        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+        assert classify_tiny(*arguments) == 0
         assert (
             "2 pictures, 3 other files skipped; not searched: 1 hidden or system folder (--include-hidden), "
             "1 linked folder (--follow-links)\n"
         ) in capsys.readouterr().err
     everything = ("--include-hidden", "--follow-links", "--all-files")
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments, *everything) == 0
+    assert classify_tiny(*arguments, *everything) == 0
     assert "5 pictures, 1 other file skipped\n" in capsys.readouterr().err
-    assert run(monkeypatch, classify.main, tiny_classifier, photos / "notes.txt", "--csv", tmp_path / "b.csv") == 1
+    assert classify_tiny(photos / "notes.txt", "--csv", tmp_path / "b.csv") == 1
     assert "This file is not a picture" in rows_of(tmp_path / "b.csv")[0]["error"]
 
 
@@ -647,7 +611,7 @@ def test_a_list_that_is_cut_off_or_a_picture_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "猫" * 83 + "xx.jpg", "x" * 247 + ".jpg", "x" * 245 + ".JPEG"])
 def test_names_of_any_length_get_heatmaps_and_copies(
-    name: str, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classify_tiny: Command
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for n, folder in enumerate(("a", "b", "sorted")):
@@ -658,7 +622,7 @@ def test_names_of_any_length_get_heatmaps_and_copies(
     for _ in range(2):
         for folder in ("a", "b", "mine"):
             arguments = (folder, "--csv", f"{folder}.csv", "--copy-to", "sorted", "--overlays", "heat")
-            assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+            assert classify_tiny(*arguments) == 0
         assert len(list(Path("sorted").rglob("*.*"))) == 4
         heatmaps = list(Path("heat").rglob("*.png"))
         assert len(heatmaps) == 4
@@ -676,12 +640,12 @@ def test_tables_go_to_standard_output(
     kind: str,
     place: str,
     folder: Path,
-    tiny_classifier: Classifier,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    classify_tiny: Command,
 ) -> None:
     monkeypatch.chdir(folder)
-    assert run(monkeypatch, classify.main, tiny_classifier, "meme/one", f"--{kind}", place) == 0
+    assert classify_tiny("meme/one", f"--{kind}", place) == 0
     said = capsys.readouterr()
     rows = list(csv.DictReader(StringIO(said.out))) if kind == "csv" else [*map(json.loads, said.out.splitlines())]
     assert [row["path"] for row in rows] == [f"meme/one/{n}.png" for n in range(4)]
@@ -690,23 +654,21 @@ def test_tables_go_to_standard_output(
 
 
 def test_a_table_on_standard_output_is_whole_beside_a_resumed_one(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    folder: Path, tmp_path: Path, capfd: Any, classify_tiny: Command
 ) -> None:
     arguments = (folder, "--csv", tmp_path / "a.csv", "--json", "-")
     for _ in range(2):
-        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+        assert classify_tiny(*arguments) == 0
         assert len(capfd.readouterr().out.splitlines()) == 16
         assert len(rows_of(tmp_path / "a.csv")) == 16
 
 
-def test_a_named_pipe_takes_a_table(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_named_pipe_takes_a_table(folder: Path, tmp_path: Path, classify_tiny: Command) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with ThreadPoolExecutor(1) as reader:
         text = reader.submit(pipe.read_text)
-        assert run(monkeypatch, classify.main, tiny_classifier, folder, "--csv", pipe) == 0
+        assert classify_tiny(folder, "--csv", pipe) == 0
         assert len(list(csv.DictReader(StringIO(text.result())))) == 16
     assert pipe.is_fifo()
 
@@ -731,20 +693,14 @@ def test_what_cannot_go_to_standard_output_is_refused(
 
 @pytest.mark.parametrize("kind", READERS)
 def test_a_second_run_into_the_same_table_is_refused(
-    *,
-    kind: str,
-    folder: Path,
-    tiny_classifier: Classifier,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    *, kind: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classify_tiny: Command
 ) -> None:
     table, link = tmp_path / "table", tmp_path / "link"
     link.symlink_to(table)
     with lock_tables([table]):
         for name in (table, link):
-            assert run(monkeypatch, classify.main, tiny_classifier, folder, f"--{kind}", name) == 2
+            assert classify_tiny(folder, f"--{kind}", name) == 2
             assert f"Another run is writing to {name}" in capsys.readouterr().err
         assert not table.exists()
-    assert run(monkeypatch, classify.main, tiny_classifier, folder, f"--{kind}", link) == 0
+    assert classify_tiny(folder, f"--{kind}", link) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "link", "table"]

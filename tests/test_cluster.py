@@ -1,6 +1,7 @@
 """Classifying on a real Ray cluster, whose workers all run on this machine."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,9 +20,10 @@ from ray.cluster_utils import Cluster
 
 import classify
 import cluster
+from engine import quantized_path
 from images import MAX_MEGABYTES, PictureSearch, find_pictures, open_picture, to_square
 from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, Classifier, write_checkpoint
-from tables import BadTable
+from tables import BadTable, lock_tables
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,34 @@ def test_addresses_are_read_and_written(
     assert "is there already" in capsys.readouterr().err
 
 
+def test_a_worker_that_lacks_openvino_is_one_sentence(tmp_path: Path) -> None:
+    """With an 8-bit network beside the checkpoint; the driver does not read it."""
+    (tmp_path / "sitecustomize.py").write_text('import sys\nsys.modules["openvino"] = None\n')
+    checkpoint = tmp_path / "best.pth"
+    shutil.copy(DEFAULT_CHECKPOINT, checkpoint)
+    quantized_path(checkpoint).touch()
+    options = ("--checkpoint", checkpoint, "--precision", "int8", "--device", "cpu", "--csv", tmp_path / "table")
+    command = [sys.executable, str(ROOT / "classify.py"), str(ROOT / "examples"), "--engine", "ray", *map(str, options)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"PYTHONPATH": str(tmp_path), "RAY_worker_niceness": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "classify.py: error: A worker of the cluster cannot classify: --precision int8 needs OpenVINO "
+        "(pip install -r requirements-fast.txt) and --device cpu, and gives no heatmaps."
+    )
+
+
+def test_a_second_run_into_the_same_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("it began"))
+    table = tmp_path / "table"
+    with lock_tables([table]):
+        assert run(monkeypatch, classify.main, None, ROOT / "examples", "--engine", "ray", "--csv", table) == 2
+    assert f"Another run is writing to {table}." in capsys.readouterr().err
+
+
 def test_without_an_address_ray_starts_a_cluster_on_this_machine(tmp_path: Path) -> None:
     """The command as a user types it, with the shipped checkpoint."""
     table = tmp_path / "table"
@@ -145,10 +175,10 @@ def test_pictures_are_found_and_read_anywhere() -> None:
         files.pipe(name, content)
     assert cluster.list_pictures_at("memory://album") == ["memory:///album/a.jpg", "memory:///album/one/b.PNG"]
     assert cluster.list_pictures_at("memory://album/a.jpg") == ["memory://album/a.jpg"]
-    seen = cluster.see({"path": b"x", "place": b"memory://album/a.jpg"}, 32)
+    seen = cluster.load_input({"path": b"x", "place": b"memory://album/a.jpg"}, 32)
     assert not seen["error"]
     assert (seen["square"] == to_square(open_picture(content), 32)).all()
-    missing = cluster.see({"path": b"x", "place": b"memory://album/none.jpg"}, 32)
+    missing = cluster.load_input({"path": b"x", "place": b"memory://album/none.jpg"}, 32)
     assert missing["error"].startswith("This file cannot be read: ")
 
 
@@ -178,7 +208,7 @@ def test_what_is_too_large_is_not_read_whole(monkeypatch: pytest.MonkeyPatch) ->
         return bytes(read(self, size))
 
     monkeypatch.setattr(MemoryFile, "read", spy)
-    seen = cluster.see({"path": b"x", "place": b"memory://large.jpg"}, 32)
+    seen = cluster.load_input({"path": b"x", "place": b"memory://large.jpg"}, 32)
     assert seen["error"] == "This file has more than 10 MB, which is the limit."
     assert asked == [MAX_MEGABYTES * 1_000_000 + 1]
 

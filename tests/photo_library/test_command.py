@@ -11,21 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commands import run
+from commands import Command, rows_of, run
 from pictures import encode, noise
 
 import classify
 from images import find_pictures
-from model import Classifier
 from photo_library import watch
 from photo_library.xmp import XmpDocument
 
 LEAVES = {"meme": "Meme", "not_meme": "Not a meme", "not_sure": "Not sure"}
-
-
-def rows_of(table: Path) -> list[dict[str, str]]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
 
 
 def tags_in(sidecar: Path) -> list[str]:
@@ -36,12 +30,10 @@ def states(folder: Path, pattern: str = "*") -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob(pattern) if path.is_file()}
 
 
-def test_every_picture_gets_its_verdict_once(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_picture_gets_its_verdict_once(folder: Path, tmp_path: Path, classify_tiny: Command) -> None:
     pictures = states(folder)
     arguments = (folder, "--csv", tmp_path / "a.csv", "--xmp")
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    assert classify_tiny(*arguments) == 0
     rows = rows_of(tmp_path / "a.csv")
     assert len(rows) == 16
     for row in rows:
@@ -52,38 +44,34 @@ def test_every_picture_gets_its_verdict_once(
     before = states(folder)
     assert pictures.items() <= before.items()
     assert len(before) == 32
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
-    assert run(monkeypatch, classify.main, tiny_classifier, folder, "--xmp") == 0  # without the table: classified again
+    assert classify_tiny(*arguments) == 0
+    assert classify_tiny(folder, "--xmp") == 0  # without the table: classified again
     assert states(folder) == before
 
 
 def test_sidecars_that_an_earlier_run_did_not_write_are_written_from_the_table(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, classify_tiny: Command
 ) -> None:
     arguments = (folder, "--csv", tmp_path / "a.csv")
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    assert classify_tiny(*arguments) == 0
     table = (tmp_path / "a.csv").read_bytes()
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments, "--xmp") == 0
+    assert classify_tiny(*arguments, "--xmp") == 0
     assert (tmp_path / "a.csv").read_bytes() == table
     written = states(folder, "*.xmp")
     assert len(written) == 16
     next(iter(written)).unlink()
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments, "--xmp") == 0
+    assert classify_tiny(*arguments, "--xmp") == 0
     assert len(states(folder, "*.xmp")) == 16
 
 
 def test_a_sidecar_that_cannot_be_used_is_that_pictures_error(
-    folder: Path,
-    tiny_classifier: Classifier,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classify_tiny: Command
 ) -> None:
     broken = folder / "meme" / "one" / "0.png.xmp"
     broken.write_bytes(b"<x:xmpmeta>")
     arguments = (folder, "--csv", tmp_path / "a.csv", "--xmp")
     for _ in range(2):
-        assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 1
+        assert classify_tiny(*arguments) == 1
         errors = {row["path"]: (row["error"], row["verdict"]) for row in rows_of(tmp_path / "a.csv") if row["error"]}
         assert list(errors) == [str(broken.with_suffix(""))]
         ((sentence, verdict),) = errors.values()
@@ -94,19 +82,16 @@ def test_a_sidecar_that_cannot_be_used_is_that_pictures_error(
     assert broken.read_bytes() == b"<x:xmpmeta>"
     assert len(states(folder, "*.xmp")) == 16
     broken.unlink()
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    assert classify_tiny(*arguments) == 0
     assert not [row for row in rows_of(tmp_path / "a.csv") if row["error"]]
 
 
 def test_options_say_what_is_written_and_it_can_be_removed(
-    folder: Path,
-    tiny_classifier: Classifier,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], classify_tiny: Command
 ) -> None:
     before = states(folder)
     options = ("--xmp", "--xmp-style", "lightroom", "--xmp-tag", "Sorted|Fun", "--xmp-only", "not_sure")
-    assert run(monkeypatch, classify.main, tiny_classifier, folder, *options) == 0
+    assert classify_tiny(folder, *options) == 0
     verdicts = {
         Path(row["path"]).with_suffix(".xmp"): row["verdict"]
         for row in csv.DictReader(capsys.readouterr().out.splitlines())
@@ -216,10 +201,9 @@ def test_watching_answers_what_comes_changes_and_comes_back(
     *,
     stop_with: signal.Signals,
     folder: Path,
-    tiny_classifier: Classifier,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    classify_tiny: Command,
 ) -> None:
     table = folder / "a.csv"
     one = folder / "meme" / "one"
@@ -249,7 +233,7 @@ def test_watching_answers_what_comes_changes_and_comes_back(
     visitor = Visitor(steps, stop_with)
     visitor.start()
     options = ("--csv", table, "--copy-to", folder / "sorted", "--xmp", "--watch")
-    code = run(monkeypatch, classify.main, tiny_classifier, folder, *options)
+    code = classify_tiny(folder, *options)
     visitor.join()
     if visitor.failure:
         raise visitor.failure
@@ -260,13 +244,13 @@ def test_watching_answers_what_comes_changes_and_comes_back(
     assert len(pictures) == 20
     assert sorted(row["path"] for row in rows_of(table)) == sorted(map(str, pictures))  # each once, and no copy
     assert all(path.with_name(path.name + ".xmp").exists() for path in pictures)
-    assert run(monkeypatch, classify.main, tiny_classifier, folder, *options[:-1]) == 0
+    assert classify_tiny(folder, *options[:-1]) == 0
     assert "20 of 20 pictures were answered before" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("quick")
 def test_what_vanishes_before_it_is_opened_has_no_row(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classify_tiny: Command
 ) -> None:
     gone, new = folder / "gone.png", folder / "new.png"
 
@@ -276,14 +260,14 @@ def test_what_vanishes_before_it_is_opened_has_no_row(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(watch, "watch_pictures", later)
-    assert run(monkeypatch, classify.main, tiny_classifier, folder, "--csv", tmp_path / "a.csv", "--watch") == 0
+    assert classify_tiny(folder, "--csv", tmp_path / "a.csv", "--watch") == 0
     paths = {row["path"] for row in rows_of(tmp_path / "a.csv")}
     assert (str(gone) in paths, str(new) in paths, len(paths)) == (False, True, 17)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_table_of_an_earlier_watch_is_gone_on_with_when_a_drive_comes_later(
-    folder: Path, tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classify_tiny: Command
 ) -> None:
     table = tmp_path / "a.csv"
     arguments = (folder, "--csv", table, "--watch")
@@ -296,8 +280,8 @@ def test_a_table_of_an_earlier_watch_is_gone_on_with_when_a_drive_comes_later(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(watch, "watch_pictures", later)
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    assert classify_tiny(*arguments) == 0
     before = rows_of(table)
     shutil.move(drive, away)
-    assert run(monkeypatch, classify.main, tiny_classifier, *arguments) == 0
+    assert classify_tiny(*arguments) == 0
     assert sorted(row["path"] for row in rows_of(table)) == sorted(row["path"] for row in before)
