@@ -38,7 +38,7 @@ from engine import (
 from gradcam import Explanation, explain_inputs
 from images import BadImage, PictureSearch, has_signature
 from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, NOT_SURE, BadCheckpoint, Classifier, Prediction
-from photo_library.copies import OVERLAY, NewFiles, copy_answered, copy_to, overlay_path, save_failure, save_overlay
+from photo_library.copies import OVERLAY, NewFiles, copy_classified, copy_to, overlay_path, save_failure, save_overlay
 from photo_library.options import add_library_options, check_library_options
 from tables import (
     BYTE_ORDER_MARK,
@@ -85,7 +85,7 @@ def optional_packages(requirements: str) -> Iterator[None]:
 
 
 def classify(classifier: Classifier, paths: list[Path]) -> Iterator[tuple[Path, Prediction | BadImage]]:
-    """Yield each path, in order, with its prediction or why there is none."""
+    """Yield each path, in order, with its prediction or the error that prevents one."""
     return classify_batches(classifier, paths, classifier.answer)
 
 
@@ -138,12 +138,12 @@ def _is_root(path: str) -> bool:
     return folder == folder.parent
 
 
-def find(path: str, search: PictureSearch | None = None) -> list[Path]:
-    """The files that one PATH names; what names none is given back, so that opening it says why.
+def expand_path(path: str, search: PictureSearch | None = None) -> list[Path]:
+    """The files that one PATH names. A path that names none is returned as it is, so that opening it says why.
 
     Args:
-        path: a file, which is never left out, a folder or a pattern.
-        search: what to leave out of folders, and where to note it.
+        path: a file, which is always taken, a folder or a pattern.
+        search: what to skip in folders, and where to record it.
     """
     search = search or PictureSearch()
     if os.path.isdir(path):  # noqa: PTH112  (Path.is_dir can raise)
@@ -153,8 +153,8 @@ def find(path: str, search: PictureSearch | None = None) -> list[Path]:
     return [Path(path)]
 
 
-def say_what_was_found(search: PictureSearch, pictures: int, tables: Iterable[Path]) -> None:
-    """Say how many pictures there are and what was left out, if anything was; a run's own tables do not count."""
+def report_search(search: PictureSearch, pictures: int, tables: Iterable[Path]) -> None:
+    """Print how many pictures were found and what was skipped, if anything was; a run's own tables do not count."""
     own = {os.path.realpath(path) for table in tables for path in (table, lock_path(table))}
     names = {os.path.basename(path) for path in own}  # noqa: PTH119
     others = sum(
@@ -174,15 +174,15 @@ def _count(number: int, noun: str) -> str:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a run does with each picture.
+class Job:
+    """The classifier of a run, and what to save for each picture.
 
     Attributes:
-        classifier: answers.
-        copies: the folder for copies, if any.
-        overlays: the folder for heatmaps, if any.
-        sidecars: writes sidecars, if any.
-        is_watch: whether files may vanish before they are opened; they get no row then.
+        classifier: classifies the pictures.
+        copies: folder for copies; None for no copies.
+        overlays: folder for heatmaps; None for no heatmaps.
+        sidecars: writes XMP sidecars; None for no sidecars.
+        is_watch: files may vanish before they are opened, and get no row then.
         files: saves copies and heatmaps.
     """
 
@@ -194,13 +194,13 @@ class Work:
     files: NewFiles = field(default_factory=NewFiles)
 
 
-def classify_and_save(work: Work, paths: list[Path]) -> Iterator[tuple[Path, Prediction | BadImage, str | None]]:
-    """Like `classify`, but also copy the pictures, save their heatmaps and write their sidecars, if asked to.
+def classify_and_save(job: Job, paths: list[Path]) -> Iterator[tuple[Path, Prediction | BadImage, str | None]]:
+    """Like `classify`, but also copy the pictures, save their heatmaps and write their sidecars, if the job says so.
 
-    Each answer comes when its files are complete, with one sentence if they cannot be saved.
+    Each prediction is yielded when its files are complete, with one sentence if they cannot be saved.
     """
-    if not work.copies and not work.overlays and not work.sidecars:
-        yield from ((path, answer, None) for path, answer in classify(work.classifier, paths))
+    if not job.copies and not job.overlays and not job.sidecars:
+        yield from ((path, answer, None) for path, answer in classify(job.classifier, paths))
         return
 
     def save(
@@ -211,28 +211,28 @@ def classify_and_save(work: Work, paths: list[Path]) -> Iterator[tuple[Path, Pre
             return path, answer, None
         prediction = answer.prediction if isinstance(answer, Explanation) else answer
         try:
-            if work.copies:
-                copy_to(work.copies, path, prediction.verdict, work.files)
-            if work.overlays and isinstance(answer, Explanation):
-                save_overlay(work.classifier, work.overlays, path, answer, work.files)
+            if job.copies:
+                copy_to(job.copies, path, prediction.verdict, job.files)
+            if job.overlays and isinstance(answer, Explanation):
+                save_overlay(job.classifier, job.overlays, path, answer, job.files)
         except BadImage as error:  # the file changed meanwhile
             return path, error, None
         except OSError as error:
             return path, prediction, save_failure(error)
-        if not work.sidecars:
+        if not job.sidecars:
             return path, prediction, None
-        failure = work.sidecars.try_write(path, prediction.verdict, prediction.meme_probability, work.classifier.sha256)
+        failure = job.sidecars.try_write(path, prediction.verdict, prediction.meme_probability, job.classifier.sha256)
         return path, prediction, failure
 
     def answer(inputs: Tensor) -> Sequence[Prediction | Explanation]:
-        return explain_inputs(work.classifier, inputs) if work.overlays else work.classifier.answer(inputs)
+        return explain_inputs(job.classifier, inputs) if job.overlays else job.classifier.answer(inputs)
 
     with ThreadPoolExecutor(usable_cores()) as pool:
-        yield from map_in_order(pool, save, classify_batches(work.classifier, paths, answer), ahead=2 * BATCH)
+        yield from map_in_order(pool, save, classify_batches(job.classifier, paths, answer), ahead=2 * BATCH)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line. `tables` has the path of each table, or its address for a cluster, by its kind."""
+    """Read the command line. `tables` maps the kind of each table to its path, or to its address on a cluster."""
     parser = argparse.ArgumentParser(
         description="Say which pictures are memes.",
         epilog=EXAMPLES,
@@ -247,9 +247,7 @@ def parse_arguments() -> argparse.Namespace:
     search = parser.add_argument_group("what to search in folders")
     search.add_argument("--include-hidden", action="store_true", help="hidden and system folders, and hidden files")
     search.add_argument("--follow-links", action="store_true", help="folders behind symbolic links")
-    search.add_argument(
-        "--all-files", action="store_true", help="files whose names do not end like a picture's, if they are pictures"
-    )
+    search.add_argument("--all-files", action="store_true", help="pictures whatever the ending of their names")
     outputs = parser.add_argument_group("what to write")
     for kind, title in {"csv": "CSV", "json": "JSON Lines", "parquet": "Parquet"}.items():
         place = "" if kind == "parquet" else "; - is standard output"
@@ -310,14 +308,14 @@ def search_from(arguments: argparse.Namespace) -> PictureSearch:
     return PictureSearch(arguments.include_hidden, arguments.follow_links, arguments.all_files)
 
 
-def pictures_for(arguments: argparse.Namespace, tables: Iterable[Path], *, quiet: bool = False) -> list[Path]:
-    """The pictures that the command line names, less those that an earlier run saved as copies and heatmaps."""
+def list_pictures(arguments: argparse.Namespace, tables: Iterable[Path], *, quiet: bool = False) -> list[Path]:
+    """The pictures that the command line names, without the copies and heatmaps that an earlier run saved."""
     copies = [os.path.realpath(arguments.copy_to / verdict) + os.sep for verdict in VERDICTS if arguments.copy_to]
     overlays = [os.path.realpath(arguments.overlays) + os.sep] if arguments.overlays else []
     tables_at = {os.path.realpath(table): table for table in tables}
     search = search_from(arguments)
     paths, saved = list[Path](), 0
-    for path in dict.fromkeys(file for name in expand_arguments(arguments.paths) for file in find(name, search)):
+    for path in dict.fromkeys(file for name in expand_arguments(arguments.paths) for file in expand_path(name, search)):
         real = os.path.realpath(path)
         if real in tables_at:
             raise BadTable(f"{tables_at[real]} is one of the pictures.")
@@ -327,9 +325,9 @@ def pictures_for(arguments: argparse.Namespace, tables: Iterable[Path], *, quiet
             paths.append(path)
     if quiet:
         return paths
-    say_what_was_found(search, len(paths), tables)
+    report_search(search, len(paths), tables)
     if saved:
-        print(f"{saved} pictures in the folders for copies and heatmaps are left out", file=sys.stderr)
+        print(f"{_count(saved, 'picture')} in the folders for copies and heatmaps skipped", file=sys.stderr)
     return paths
 
 
@@ -348,9 +346,9 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
 
             sidecars = Sidecars(arguments.xmp_tag, arguments.xmp_style, arguments.xmp_only)
         if arguments.watch:
-            from photo_library.watch import answer_new_pictures, signatures, watch_pictures  # noqa: PLC0415
+            from photo_library.watch import classify_new_pictures, signatures, watch_pictures  # noqa: PLC0415
     stack.enter_context(lock_tables(tables_at.values()))
-    paths = pictures_for(arguments, tables_at.values())
+    paths = list_pictures(arguments, tables_at.values())
     known = signatures(paths) if arguments.watch else {}
     if arguments.overlays:  # heatmaps need gradients
         classifier = load_with_torch(arguments.checkpoint, arguments.precision, arguments.device)
@@ -359,32 +357,32 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     print(f"Engine: {describe_engine(classifier.network)}", file=sys.stderr)
     closing = stack.enter_context(ExitStack())
     tables = open_tables(tables_at, classifier.sha256, set(map(str, paths)), closing)
-    work = Work(classifier, arguments.copy_to, arguments.overlays, sidecars, is_watch=arguments.watch)
-    code = answer(work, tables, paths)
+    job = Job(classifier, arguments.copy_to, arguments.overlays, sidecars, is_watch=arguments.watch)
+    code = fill_tables(job, tables, paths)
     if not arguments.watch:
         return code
     print("Watching for new pictures. Press Ctrl-C to stop.", file=sys.stderr)
-    search = partial(pictures_for, arguments, tables_at.values(), quiet=True)
+    search = partial(list_pictures, arguments, tables_at.values(), quiet=True)
     try:
-        answer_new_pictures(
+        classify_new_pictures(
             watch_pictures([Path(path) for path in arguments.paths], search, known),
-            partial(answer, work),
+            partial(fill_tables, job),
             files=tables_at,
             sha256=classifier.sha256,
             tables=tables,
             closing=closing,
-            answered=set(map(str, paths)),
+            classified=set(map(str, paths)),
         )
     except KeyboardInterrupt:
         print("Stopped watching.", file=sys.stderr)
     return 0
 
 
-def answer(work: Work, tables: list[tuple[Table, dict[str, Row]]], paths: list[Path]) -> int:
-    """Classify pictures, save what is to be saved of each, and write the rows that the tables lack.
+def fill_tables(job: Job, tables: list[tuple[Table, dict[str, Row]]], paths: list[Path]) -> int:
+    """Classify pictures, save their copies, heatmaps and sidecars, and write the rows that the tables lack.
 
     Args:
-        work: what to do.
+        job: the classifier, and what to save.
         tables: as `open_tables` returns them.
         paths: of the pictures.
 
@@ -392,19 +390,19 @@ def answer(work: Work, tables: list[tuple[Table, dict[str, Row]]], paths: list[P
         The exit code.
     """
     done = {path: row for path, row in tables[0][1].items() if all(path in rows for _, rows in tables)}
-    if work.overlays:
-        done = {path: row for path, row in done.items() if os.path.exists(overlay_path(work.overlays, Path(path)))}  # noqa: PTH110  (Path.exists can raise)
+    if job.overlays:
+        done = {path: row for path, row in done.items() if os.path.exists(overlay_path(job.overlays, Path(path)))}  # noqa: PTH110  (Path.exists can raise)
     todo = [path for path in paths if str(path) not in done]
     if len(todo) < len(paths):
-        print(f"{len(paths) - len(todo)} of {len(paths)} pictures were answered before", file=sys.stderr)
-    unsaved_before = copy_answered(work.copies, paths, done, work.files) if work.copies else 0
-    if work.sidecars:
-        unsaved_before += work.sidecars.write_answered(paths, done, work.classifier.sha256)
+        print(f"{len(paths) - len(todo)} of {_count(len(paths), 'picture')} were classified before", file=sys.stderr)
+    unsaved_before = copy_classified(job.copies, paths, done, job.files) if job.copies else 0
+    if job.sidecars:
+        unsaved_before += job.sidecars.write_classified(paths, done, job.classifier.sha256)
     classified = failed = 0
-    for path, answer, unsaved in tqdm(classify_and_save(work, todo), total=len(todo), unit="picture"):
-        if work.is_watch and isinstance(answer, BadImage) and not os.path.lexists(path):
+    for path, answer, unsaved in tqdm(classify_and_save(job, todo), total=len(todo), unit="picture"):
+        if job.is_watch and isinstance(answer, BadImage) and not os.path.lexists(path):
             continue
-        row = row_of(str(path), answer, work.classifier.sha256)
+        row = row_of(str(path), answer, job.classifier.sha256)
         row = replace(row, error=row.error or unsaved)
         for table, rows in tables:
             if row.path not in rows:
@@ -421,7 +419,7 @@ def remove_xmp_tags(arguments: argparse.Namespace) -> int:
     """Remove our tags from the sidecars of the pictures. Returns the exit code."""
     with optional_packages("requirements-library.txt"):
         from photo_library.sidecars import remove_all_tags  # noqa: PLC0415
-    changed, failed = remove_all_tags(pictures_for(arguments, []))
+    changed, failed = remove_all_tags(list_pictures(arguments, []))
     print(f"Tags removed from {_count(changed, 'sidecar')}, {_count(failed, 'picture')} failed", file=sys.stderr)
     return 1 if failed else 0
 
@@ -436,9 +434,9 @@ def run_on_cluster(arguments: argparse.Namespace) -> int:
         paths = dict.fromkeys(
             path
             for name in expand_arguments(arguments.paths)
-            for path in (list_pictures_at(name, search) if is_address(name) else map(str, find(name, search)))
+            for path in (list_pictures_at(name, search) if is_address(name) else map(str, expand_path(name, search)))
         )
-        say_what_was_found(search, len(paths), [])
+        report_search(search, len(paths), [])
         with lock_tables([] if is_address(target) else [Path(target)]):
             options = {"precision": arguments.precision, "device": arguments.device}
             return summarize(*classify_on_cluster(paths, arguments.checkpoint, target, kind, **options))
@@ -447,14 +445,14 @@ def run_on_cluster(arguments: argparse.Namespace) -> int:
 
 
 def refuse(sentence: str) -> int:
-    """Say why nothing was done, as argparse does; return the exit code."""
+    """Print why nothing was done, as argparse does; return the exit code."""
     print(f"classify.py: error: {sentence}", file=sys.stderr)
     return 2
 
 
 def summarize(classified: int, failed: int) -> int:
-    """Say how many pictures were classified and how many failed; return the exit code."""
-    print(f"{classified} pictures classified, {failed} files failed", file=sys.stderr)
+    """Print how many pictures were classified and how many failed; return the exit code."""
+    print(f"{_count(classified, 'picture')} classified, {_count(failed, 'file')} failed", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""Copies of pictures, sorted into folders by verdict, and their heatmaps. No file takes another one's place."""
+"""Save copies of pictures, sorted into folders by verdict, and their heatmaps. No file is ever overwritten."""
 
 import hashlib
 import os
@@ -23,10 +23,10 @@ OVERLAY_NUMBER = "_99999"  # room for what `numbered` adds to a name
 
 
 class NewFiles:
-    """Saves files that never take another one's place. Threads may share it.
+    """Saves files without overwriting any. Threads may share it.
 
-    If a name is taken, the file gets a number; if it is taken by the same content, there is nothing to do. What is
-    known of each name is kept, so that a thousand files of one name are not compared with each other.
+    If a name is taken, the file gets a number. If a file of this name has the same content, nothing is written.
+    Digests and the last number of each name are kept, so that saving n files of one name takes linear time.
     """
 
     def __init__(self) -> None:
@@ -35,12 +35,12 @@ class NewFiles:
         self.saved = set[bytes]()  # digests of a name and a content
 
     def save(self, path: Path, content: bytes, like: Path | None = None) -> None:
-        """Write a file completely or not at all.
+        """Write a file, completely or not at all.
 
         Args:
             path: its name, to which a number may be added.
             content: what to write.
-            like: a file whose times and rights to copy.
+            like: a file whose times and permissions to copy.
 
         Raises:
             OSError: if it cannot be written.
@@ -85,7 +85,7 @@ def _digest(path: Path, content_sha256: bytes) -> bytes:
 
 
 def numbered(path: Path, number: int) -> Path:
-    """The name of one of several files of a name: photo.jpg, photo_2.jpg; photo.jpg.png, photo.jpg_2.png."""
+    """A name with a number: photo.jpg, photo_2.jpg; photo.jpg.png, photo.jpg_2.png."""
     if number == 1:
         return path
     stem, inner = os.path.splitext(path.stem) if has_suffix(path.stem) else (path.stem, "")  # noqa: PTH122
@@ -93,7 +93,7 @@ def numbered(path: Path, number: int) -> Path:
 
 
 def _shorten(stem: str, ending: str) -> str:
-    """The longest name that a file system takes of a stem with this ending."""
+    """A stem with this ending, cut to the longest name that a file system takes."""
     while stem and len(os.fsencode(stem + ending)) > MAX_NAME:
         stem = stem[:-1]
     return stem + ending
@@ -105,16 +105,16 @@ def _create(path: Path, content: bytes, like: Path | None) -> None:
     try:
         beside.write_bytes(content)
         if like:
-            with suppress(OSError):  # some file systems keep neither times nor rights
+            with suppress(OSError):  # some file systems store neither times nor permissions
                 shutil.copystat(like, beside)
         try:
-            path.hardlink_to(beside)  # unlike a rename, it never takes another file's place
+            path.hardlink_to(beside)  # unlike a rename, it never overwrites
         except FileExistsError:
             raise
         except OSError:  # FAT and some network file systems have no hard links
             path.open("xb").close()
             try:
-                beside.replace(path)  # takes the place of that empty file, which is ours
+                beside.replace(path)  # overwrites that empty file, which is ours
             except OSError:
                 path.unlink()
                 raise
@@ -130,7 +130,7 @@ def copy_to(folder: Path, path: Path, verdict: str, files: NewFiles) -> None:
 def overlay_path(folder: Path, path: Path) -> Path:
     """Where a picture's heatmap is saved: in folders like the picture's own.
 
-    A name that gets too long is cut, and has a digest of the whole name instead.
+    A name that would be too long is cut and gets a digest of the whole name.
     """
     inside = [part for part in path.parts if part not in (path.anchor, "..")]
     name = path.name + ".png"
@@ -142,7 +142,7 @@ def overlay_path(folder: Path, path: Path) -> Path:
 
 
 def save_overlay(classifier: Classifier, folder: Path, path: Path, explanation: Explanation, files: NewFiles) -> None:
-    """Save the picture with the heatmap of its own answer."""
+    """Save the picture with the heatmap of its own label."""
     picture = open_picture(path)
     files.save(overlay_path(folder, path), overlay_png(classifier, picture, pad_to_picture(explanation, picture)))
 
@@ -152,7 +152,7 @@ def save_failure(error: OSError) -> str:
     return f"Its copy or heatmap cannot be saved: {error.strerror or error}."
 
 
-def copy_answered(copies: Path, paths: list[Path], done: dict[str, Row], files: NewFiles) -> int:
+def copy_classified(copies: Path, paths: list[Path], done: dict[str, Row], files: NewFiles) -> int:
     """Copy the pictures that earlier runs classified but did not copy; return how many cannot be copied."""
     failed = 0
     for path in tqdm([path for path in paths if str(path) in done], desc="Copying", unit="picture", leave=False):

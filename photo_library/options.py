@@ -11,16 +11,22 @@ from tables import is_stream
 def add_library_options(parser: argparse.ArgumentParser) -> None:
     """Add --xmp, --watch and what belongs to them."""
     library = parser.add_argument_group("for photo libraries (docs/photo-libraries.md, docs/watch.md)")
-    library.add_argument("--xmp", action="store_true", help="tags in an XMP sidecar beside each picture")
-    library.add_argument("--xmp-style", choices=STYLES, help="name it cat.jpg.xmp (the default) or cat.xmp")
-    library.add_argument("--xmp-tag", metavar="TAG", help=f"write TAG|Meme; the default TAG is {DEFAULT_TAG}")
-    library.add_argument("--xmp-only", choices=(MEME, NOT_MEME, NOT_SURE), help="write tags for this verdict alone")
+    library.add_argument(
+        "--xmp", action="store_true", help="write the verdict as tags into an XMP sidecar beside each picture"
+    )
+    library.add_argument("--xmp-style", choices=STYLES, help="extension: cat.jpg.xmp (default); lightroom: cat.xmp")
+    library.add_argument(
+        "--xmp-tag", metavar="TAG", help=f"parent tag of Meme, Not a meme and Not sure (default: {DEFAULT_TAG})"
+    )
+    library.add_argument("--xmp-only", choices=(MEME, NOT_MEME, NOT_SURE), help="write tags for this verdict only")
     library.add_argument("--xmp-remove", action="store_true", help="remove the tags that --xmp wrote")
-    library.add_argument("--watch", action="store_true", help="go on with pictures that come into the folders later")
+    library.add_argument(
+        "--watch", action="store_true", help="keep running, and classify pictures as they appear in the folders"
+    )
 
 
 def check_library_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Refuse options for photo libraries that do not go together, and fill in the defaults."""
+    """Refuse options for photo libraries that exclude each other, and fill in the defaults."""
     options = {"--xmp": arguments.xmp, "--xmp-remove": arguments.xmp_remove, "--watch": arguments.watch}
     asked = [option for option, is_asked in options.items() if is_asked]
     if asked and arguments.engine == "ray":

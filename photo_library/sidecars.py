@@ -1,4 +1,4 @@
-"""Sidecars: the small XMP files beside pictures, in which photo libraries keep ratings, keywords and edits."""
+"""XMP sidecars: small files beside pictures, in which photo libraries keep ratings, keywords and edits."""
 
 import os
 import stat
@@ -17,8 +17,8 @@ from photo_library import DEFAULT_TAG, STYLES
 from photo_library.xmp import BadSidecar, Tag, merge_tag, remove_tag, tagged_picture
 from tables import Row
 
-MAX_MEGABYTES = 50  # darktable's history of a picture with many masks has a few
-ATTEMPTS = 3  # to write a sidecar that other programs are writing, too
+MAX_MEGABYTES = 50  # darktable's edits with many masks take a few
+ATTEMPTS = 3  # to write a sidecar that another program changes at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Sidecars:
     Attributes:
         root: levels of the hierarchy above the verdict's keyword.
         style: one of `STYLES`: `extension` for cat.jpg.xmp, `lightroom` for cat.xmp.
-        only: the one verdict to write; None for all. A picture with another verdict keeps no tag of ours.
-        lock: held while a sidecar is written: in Lightroom's style, two pictures may have the same one.
+        only: write this verdict only; None for all. Our tag is removed from pictures with another verdict.
+        lock: held while a sidecar is written, because two pictures can share one in Lightroom's style.
     """
 
     root: tuple[str, ...] = (DEFAULT_TAG,)
@@ -38,16 +38,16 @@ class Sidecars:
     lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def write(self, picture: Path, verdict: str, meme_probability: float, checkpoint: str) -> None:
-        """Write a verdict, or remove an earlier one if verdicts of this kind are not asked for.
+        """Write a verdict, or remove an earlier one if `only` excludes this one.
 
         Args:
-            picture: where it lies; it is not opened.
+            picture: its path; it is not opened.
             verdict: as in `Prediction`.
             meme_probability: likewise.
             checkpoint: SHA-256 of the checkpoint, in hexadecimal.
 
         Raises:
-            BadSidecar: if there is a sidecar that cannot be used; its text completes "Its sidecar NAME …".
+            BadSidecar: if the existing sidecar cannot be used; the text completes "Its sidecar NAME …".
             OSError: if it cannot be read or written.
         """
         sidecar = sidecar_path(picture, self.style)
@@ -74,7 +74,7 @@ class Sidecars:
             return sidecar_failure(sidecar_path(picture, self.style), error)
         return None
 
-    def write_answered(self, pictures: list[Path], done: dict[str, Row], checkpoint: str) -> int:
+    def write_classified(self, pictures: list[Path], done: dict[str, Row], checkpoint: str) -> int:
         """Write the sidecars that earlier runs did not write; return how many cannot be written.
 
         Args:
@@ -94,15 +94,15 @@ class Sidecars:
 
 
 def sidecar_path(picture: Path, style: str) -> Path:
-    """Where a picture's sidecar lies."""
+    """The path of a picture's sidecar."""
     return picture.with_suffix(".xmp") if style == "lightroom" else picture.with_name(f"{picture.name}.xmp")
 
 
 def remove_tags(picture: Path) -> int:
-    """Remove our tags from a picture's sidecars of both styles; how many held some.
+    """Remove our tags from a picture's sidecars of both styles; return how many held some.
 
     Raises:
-        BadSidecar: if there is a sidecar that cannot be used; its text is a whole sentence.
+        BadSidecar: if an existing sidecar cannot be used; the text is a whole sentence.
     """
     changed = 0
     for style in STYLES:
@@ -131,7 +131,7 @@ def remove_all_tags(pictures: list[Path]) -> tuple[int, int]:
 
 
 def remove_from(sidecar: Path, name: str) -> bool:
-    """Remove our tags from a sidecar unless they are another picture's; whether there were any."""
+    """Remove our tags from a sidecar unless they are another picture's; return whether there were any."""
 
     def removed(data: bytes | None) -> bytes | None:
         return data if data is None or other_picture(data, sidecar, name) else remove_tag(data)
@@ -140,7 +140,7 @@ def remove_from(sidecar: Path, name: str) -> bool:
 
 
 def other_picture(data: bytes, sidecar: Path, name: str) -> str | None:
-    """The name of another picture, still beside the sidecar, whose verdict the sidecar holds."""
+    """The name of another picture whose verdict the sidecar holds, if that picture still exists."""
     tagged = tagged_picture(data)
     return tagged if tagged not in (None, name) and sidecar.with_name(Path(tagged).name).exists() else None
 
@@ -152,19 +152,19 @@ def sidecar_failure(sidecar: Path, error: BadSidecar | OSError) -> str:
 
 
 def update_file(path: Path, change: Callable[[bytes | None], bytes | None]) -> bool:
-    """Replace a file's content, whole or not at all; a file with the content that it should have is not touched.
+    """Replace a file's content atomically. A file whose content stays the same is not touched.
 
-    A link is followed. The file keeps its rights and, where this is allowed, its owner.
+    A link is followed. The file keeps its permissions and, where this is allowed, its owner.
 
     Args:
-        path: where it lies or is to lie.
+        path: of the file, which need not exist.
         change: makes the new content from the old; None stands for no file.
 
     Returns:
         Whether anything was changed.
 
     Raises:
-        BadSidecar: if what lies there is not a file that may be changed.
+        BadSidecar: if there is something that is not a file or must not be changed.
         OSError: if it cannot be read or written.
     """
     for _ in range(ATTEMPTS):
@@ -181,7 +181,7 @@ def update_file(path: Path, change: Callable[[bytes | None], bytes | None]) -> b
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """What is known of a file that is to be read; None if there is nothing."""
+    """The status of a file that is to be read; None if it does not exist."""
     if not os.path.lexists(path):
         return None
     try:
@@ -196,7 +196,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _replace(path: Path, content: bytes | None, before: os.stat_result | None) -> bool:
-    """Write a new content beside a file and take its place, unless it has changed meanwhile; whether that is done."""
+    """Write a temporary file and rename it over the old one; return False if that has changed meanwhile."""
     real = Path(os.path.realpath(path))
     if content is None:
         path.unlink()
@@ -207,11 +207,11 @@ def _replace(path: Path, content: bytes | None, before: os.stat_result | None) -
     try:
         with beside.open("xb") as file:
             file.write(content)
-            if before:  # other programs' work is in it: it must survive a power cut
+            if before:  # it holds other programs' work, which must survive a power cut
                 file.flush()
                 os.fsync(file.fileno())
         if before:
-            _keep_rights(beside, before)
+            _copy_permissions(beside, before)
         now = _status(path)
         if (now and (now.st_mtime_ns, now.st_size)) != (before and (before.st_mtime_ns, before.st_size)):
             return False
@@ -221,7 +221,7 @@ def _replace(path: Path, content: bytes | None, before: os.stat_result | None) -
         beside.unlink(missing_ok=True)
 
 
-def _keep_rights(path: Path, like: os.stat_result) -> None:
+def _copy_permissions(path: Path, like: os.stat_result) -> None:
     with suppress(OSError, AttributeError):  # only root may give files away; Windows has no such call
         os.chown(path, like.st_uid, like.st_gid)
     path.chmod(stat.S_IMODE(like.st_mode))

@@ -1,7 +1,7 @@
-"""XMP documents: put a verdict's keywords into one, or take them out again, and leave everything else as it is.
+"""Write a verdict's keywords into an XMP document, or remove them again, and leave everything else as it is.
 
 XMP is a subset of RDF/XML (ISO 16684-1, Adobe's XMP specification part 1, section 7). lxml reads and writes the XML.
-The RDF rules that matter here are few, and kept in this file: a list of keywords may be a Bag, a Seq, an Alt, a single
+This file knows the few RDF rules that matter here: a list of keywords may be a Bag, a Seq, an Alt, a single
 text or an attribute, in any of several rdf:Description elements, under any prefix.
 """
 
@@ -122,7 +122,7 @@ class Tag:
 
 
 def merge_tag(data: bytes | None, tag: Tag, now: datetime | None = None) -> bytes:
-    """Put a verdict into an XMP document, in place of an earlier verdict of ours.
+    """Write a verdict into an XMP document, in place of an earlier verdict of ours.
 
     Args:
         data: the document; None to make a new one.
@@ -149,7 +149,7 @@ def merge_tag(data: bytes | None, tag: Tag, now: datetime | None = None) -> byte
 
 
 def remove_tag(data: bytes) -> bytes | None:
-    """Take the verdict out of an XMP document.
+    """Remove our verdict from an XMP document.
 
     Args:
         data: the document.
@@ -255,13 +255,13 @@ class XmpDocument:
         return {etree.QName(name).localname: ", ".join(self.values(name)) for name in ours}
 
     def state(self) -> dict[str, list[str]]:
-        """Everything here that `strip` and `add` may change, to tell whether they have."""
+        """Everything that `strip` and `add` may change, to tell whether they have."""
         fields = {field.tag: sorted(self.values(field.tag)) for field in FIELDS}
         copied = {field.copied: sorted(self.values(field.copied)) for field in FIELDS}
         return fields | copied | {name: [text] for name, text in self.record().items() if "copied" not in name}
 
     def strip(self) -> None:
-        """Take out what earlier runs put in, by their own record; keywords that the user had before stay."""
+        """Remove what earlier runs added, by their own record; keywords that the user had before stay."""
         for field in FIELDS:
             for keyword in self.values(field.added):
                 self._remove_keyword(field, keyword)
@@ -280,7 +280,7 @@ class XmpDocument:
                 _remove(description)
 
     def add(self, tag: Tag, earlier: dict[str, str], now: datetime) -> None:
-        """Put a verdict in.
+        """Add a verdict.
 
         Args:
             tag: the verdict.

@@ -138,8 +138,8 @@ def test_patterns_and_lists_name_pictures(
     assert [row["path"] for row in rows_of(tmp_path / "a.csv")] == ones
     Path("loop").symlink_to(".")
     Path("meme/one/link.png").symlink_to("0.png")
-    assert classify.find("**/one/*.png") == [Path(name) for name in (*ones, "meme/one/link.png")]
-    found = classify.find("**")  # matches folders, too, the loop among them
+    assert classify.expand_path("**/one/*.png") == [Path(name) for name in (*ones, "meme/one/link.png")]
+    found = classify.expand_path("**")  # matches folders, too, the loop among them
     assert len(found) == len({path.resolve() for path in found}) + 1 == 17  # once more under the link's name
     Path("loop").unlink()
     Path("meme/one/link.png").unlink()
@@ -237,7 +237,7 @@ def test_copies_and_overlays_may_go_where_the_pictures_are(
         assert [row["path"] for row in rows_of(Path(name))] == [
             f"mine/{o}/{n}.png" for o in ("one", "two") for n in range(4)
         ]
-    assert "pictures in the folders for copies and heatmaps are left out" in capsys.readouterr().err
+    assert "pictures in the folders for copies and heatmaps skipped" in capsys.readouterr().err
     assert len(list(Path("mine/one").glob("*.png.png"))) == 4
 
 
@@ -367,7 +367,7 @@ def test_ctrl_c_leaves_a_table_to_resume(
     assert 0 < len(before) < 300
     assert not list(tmp_path.rglob("*.partial"))
     assert classify_tiny(*arguments) == 0
-    assert f"{len(before)} of 300 pictures were answered before" in capsys.readouterr().err
+    assert f"{len(before)} of 300 pictures were classified before" in capsys.readouterr().err
     rows = list(READERS["parquet"](out))
     assert [row.path for row in rows] == [str(path) for path in sorted(many.iterdir())]
     assert rows[: len(before)] == before
@@ -392,7 +392,7 @@ def test_a_killed_run_is_resumed(
     with out.open("a") as file:
         file.write("/half/a/ro")  # as if a row had been cut off
     assert classify_tiny(many, "--csv", out) == 0
-    assert f"{len(before)} of 300 pictures were answered before" in capsys.readouterr().err
+    assert f"{len(before)} of 300 pictures were classified before" in capsys.readouterr().err
     rows = rows_of(out)
     assert [row["path"] for row in rows] == [str(path) for path in sorted(many.iterdir())]
     assert rows[: len(before)] == before
@@ -425,7 +425,7 @@ def test_a_second_run_resumes_where_the_first_stopped(
     read = READERS[kind]
     assert [row.path for row in read(out)] == [str(path) for path in answered]
     assert classify_tiny(folder, f"--{kind}", out) == 0
-    assert "6 of 16 pictures were answered before" in capsys.readouterr().err
+    assert "6 of 16 pictures were classified before" in capsys.readouterr().err
     assert [row.path for row in read(out)] == [str(path) for path in sorted(folder.rglob("*.png"))]
     assert classify_tiny(folder, f"--{kind}", out) == 0
     assert len(list(read(out))) == 16
@@ -440,7 +440,7 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def names_in(folder: Path, search: PictureSearch | None = None) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in classify.find(str(folder), search)]
+    return [path.relative_to(folder).as_posix() for path in classify.expand_path(str(folder), search)]
 
 
 LEFT_OUT = (
@@ -458,12 +458,12 @@ def test_hidden_and_system_folders_are_searched_only_if_asked(tmp_path: Path) ->
     assert search.skipped_files == {str(tmp_path / "._a.jpg"), str(tmp_path / "x/.b.png")}
     assert len(names_in(tmp_path, PictureSearch(include_hidden=True))) == 4 + len(LEFT_OUT)
     for pattern in ("**/*.jpg", "**/*.[jp][pn]g", "**", "*", "**/*"):
-        assert set(classify.find(str(tmp_path / pattern))) <= {tmp_path / "a.jpg", tmp_path / "x/y/b.png"}
+        assert set(classify.expand_path(str(tmp_path / pattern))) <= {tmp_path / "a.jpg", tmp_path / "x/y/b.png"}
     for name in (*LEFT_OUT, "._a.jpg"):  # what is named is answered
-        assert classify.find(str(tmp_path / name)) == [tmp_path / name]
+        assert classify.expand_path(str(tmp_path / name)) == [tmp_path / name]
         folder = (tmp_path / name).parent
-        assert tmp_path / name in classify.find(str(folder)) or name.rpartition("/")[2].startswith(".")
-    assert classify.find(str(tmp_path / "x/@eaDir/*/*.jpg")) == [tmp_path / LEFT_OUT[1]]
+        assert tmp_path / name in classify.expand_path(str(folder)) or name.rpartition("/")[2].startswith(".")
+    assert classify.expand_path(str(tmp_path / "x/@eaDir/*/*.jpg")) == [tmp_path / LEFT_OUT[1]]
 
 
 def test_linked_folders_are_searched_once_and_only_if_asked(tmp_path: Path) -> None:
@@ -480,9 +480,13 @@ def test_linked_folders_are_searched_once_and_only_if_asked(tmp_path: Path) -> N
     assert names_in(photos, search) == ["a.jpg", "linked.jpg", "x/b.jpg"]
     assert len(search.linked_folders) == 4
     assert names_in(photos, PictureSearch(follow_links=True)) == ["a.jpg", "album/c.jpg", "linked.jpg", "x/b.jpg"]
-    assert classify.find(str(photos / "**/*.jpg")) == [photos / "a.jpg", photos / "linked.jpg", photos / "x/b.jpg"]
-    assert len(classify.find(str(photos / "**/*.jpg"), PictureSearch(follow_links=True))) == 4
-    assert classify.find(str(photos / "album")) == [photos / "album/c.jpg"]
+    assert classify.expand_path(str(photos / "**/*.jpg")) == [
+        photos / "a.jpg",
+        photos / "linked.jpg",
+        photos / "x/b.jpg",
+    ]
+    assert len(classify.expand_path(str(photos / "**/*.jpg"), PictureSearch(follow_links=True))) == 4
+    assert classify.expand_path(str(photos / "album")) == [photos / "album/c.jpg"]
 
 
 def test_endings_decide_and_content_only_if_asked(tmp_path: Path) -> None:
@@ -552,7 +556,7 @@ def test_brackets_in_patterns_are_classes_or_names(
     touch(tmp_path, "Trip [2019]/1.jpg", "Trip [2019]/2.jpg", "Trip [2019]/[12].jpg", "Trip 9/1.jpg")
     touch(tmp_path, "deep/x/a c/1.png", "deep/x/a [c] d/1.png")
     (tmp_path / "Trip 9" / "notes.txt").touch()
-    assert sorted(map(str, classify.find(pattern))) == sorted(found)
+    assert sorted(map(str, classify.expand_path(pattern))) == sorted(found)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

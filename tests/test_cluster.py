@@ -74,7 +74,7 @@ def test_a_lost_worker_loses_and_duplicates_no_picture(
     assert len(list(table.glob("*.parquet"))) < 10
     _, errors = running.communicate(timeout=240)
     assert running.returncode == 1, errors
-    assert f"{count - 1} pictures classified, 1 files failed" in errors
+    assert f"{count - 1} pictures classified, 1 file failed" in errors
     rows = pd.dataset(table).to_table().to_pylist()
     assert Counter(row["path"] for row in rows) == Counter(map(str, find_pictures(folder)))
     classifier = Classifier.load(small_checkpoint)

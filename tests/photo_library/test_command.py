@@ -245,7 +245,7 @@ def test_watching_answers_what_comes_changes_and_comes_back(
     assert sorted(row["path"] for row in rows_of(table)) == sorted(map(str, pictures))  # each once, and no copy
     assert all(path.with_name(path.name + ".xmp").exists() for path in pictures)
     assert classify_tiny(folder, *options[:-1]) == 0
-    assert "20 of 20 pictures were answered before" in capsys.readouterr().err
+    assert "20 of 20 pictures were classified before" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,4 +1,4 @@
-"""The decisions with a clock of their own; the messages with real folders."""
+"""The decisions with a clock of their own; the notifications with real folders."""
 
 import shutil
 import time
@@ -9,7 +9,7 @@ import pytest
 
 from images import find_pictures
 from photo_library import watch
-from photo_library.watch import RESCAN_SECONDS, SETTLE_SECONDS, signatures, wake_ups, watch_pictures
+from photo_library.watch import RESCAN_SECONDS, SETTLE_SECONDS, notifications, signatures, watch_pictures
 
 
 class Clock:
@@ -19,22 +19,22 @@ class Clock:
         self.now = 1000.0
         self.plan: list[tuple[float, bool, Callable[[], object]]] = []
 
-    def then(self, seconds: float, happens: Callable[[], object] = lambda: None, *, told: bool = False) -> None:
-        """Let some time pass, and something happen, about which there is a message or not."""
-        self.plan.append((seconds, told, happens))
+    def then(self, seconds: float, happens: Callable[[], object] = lambda: None, *, notified: bool = False) -> None:
+        """Let some time pass, and something happen, with a notification or not."""
+        self.plan.append((seconds, notified, happens))
 
-    def wake_ups(self, _folders: list[Path]) -> Iterator[bool]:
-        """What `watch.wake_ups` would give; it ends with the plan."""
-        for seconds, told, happens in self.plan:
+    def notifications(self, _folders: list[Path]) -> Iterator[bool]:
+        """What `watch.notifications` would give; it ends with the plan."""
+        for seconds, notified, happens in self.plan:
             self.now += seconds
             happens()
-            yield told
+            yield notified
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(watch, "wake_ups", made.wake_ups)
+    monkeypatch.setattr(watch, "notifications", made.notifications)
     monkeypatch.setattr(time, "monotonic", lambda: made.now)
     return made
 
@@ -47,14 +47,16 @@ def watched(folder: Path, known: dict[Path, watch.Signature] | None = None) -> l
 
 def test_a_picture_is_given_once_when_it_has_settled(tmp_path: Path, clock: Clock) -> None:
     picture = tmp_path / "a.jpg"
-    clock.then(0.5, lambda: picture.write_bytes(b"half"), told=True)
+    clock.then(0.5, lambda: picture.write_bytes(b"half"), notified=True)
     clock.then(SETTLE_SECONDS * 0.9)
-    clock.then(0.5, lambda: picture.write_bytes(b"the whole"), told=True)  # a download that had stopped for a moment
+    clock.then(
+        0.5, lambda: picture.write_bytes(b"the whole"), notified=True
+    )  # a download that had stopped for a moment
     clock.then(SETTLE_SECONDS * 0.9)
     before = len(clock.plan)
     assert watched(tmp_path) == []
     del clock.plan[:before]
-    clock.then(0, told=True)
+    clock.then(0, notified=True)
     clock.then(SETTLE_SECONDS)
     clock.then(RESCAN_SECONDS * 2)
     assert watched(tmp_path) == [["a.jpg"]]
@@ -65,7 +67,7 @@ def test_many_at_once_are_one_batch(tmp_path: Path, clock: Clock) -> None:
         for number in range(1000):
             (tmp_path / f"{number}.jpg").touch()
 
-    clock.then(0.5, copy_all, told=True)
+    clock.then(0.5, copy_all, notified=True)
     clock.then(SETTLE_SECONDS)
     clock.then(SETTLE_SECONDS)
     (batch,) = watched(tmp_path)
@@ -74,16 +76,16 @@ def test_many_at_once_are_one_batch(tmp_path: Path, clock: Clock) -> None:
 
 def test_a_download_counts_from_its_last_name(tmp_path: Path, clock: Clock) -> None:
     partial = tmp_path / "a.jpg.crdownload"
-    clock.then(0.5, lambda: partial.write_bytes(b"half"), told=True)
-    clock.then(2 * SETTLE_SECONDS, told=True)
-    clock.then(0.5, lambda: partial.rename(tmp_path / "a.jpg"), told=True)
+    clock.then(0.5, lambda: partial.write_bytes(b"half"), notified=True)
+    clock.then(2 * SETTLE_SECONDS, notified=True)
+    clock.then(0.5, lambda: partial.rename(tmp_path / "a.jpg"), notified=True)
     clock.then(SETTLE_SECONDS)
     assert watched(tmp_path) == [["a.jpg"]]
 
 
 def test_what_is_deleted_before_it_settles_is_not_given(tmp_path: Path, clock: Clock) -> None:
     picture = tmp_path / "a.jpg"
-    clock.then(0.5, picture.touch, told=True)
+    clock.then(0.5, picture.touch, notified=True)
     clock.then(SETTLE_SECONDS, picture.unlink)
     clock.then(SETTLE_SECONDS)
     assert watched(tmp_path) == []
@@ -93,7 +95,7 @@ def test_known_pictures_are_given_only_if_they_have_changed(tmp_path: Path, cloc
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"old")
     known = signatures(find_pictures(tmp_path))
-    clock.then(0.5, lambda: (tmp_path / "b.jpg").write_bytes(b"newer"), told=True)
+    clock.then(0.5, lambda: (tmp_path / "b.jpg").write_bytes(b"newer"), notified=True)
     clock.then(SETTLE_SECONDS)
     clock.then(RESCAN_SECONDS * 2)
     assert watched(tmp_path, known) == [["b.jpg"]]
@@ -104,15 +106,15 @@ def test_a_drive_that_comes_back_is_not_answered_again(tmp_path: Path, clock: Cl
     drive.mkdir()
     (drive / "a.jpg").write_bytes(b"old")
     known = signatures(find_pictures(drive))
-    clock.then(0.5, lambda: drive.rename(elsewhere), told=True)
+    clock.then(0.5, lambda: drive.rename(elsewhere), notified=True)
     clock.then(SETTLE_SECONDS)
     clock.then(0.5, lambda: (elsewhere / "b.jpg").write_bytes(b"new"))
-    clock.then(0.5, lambda: elsewhere.rename(drive), told=True)
+    clock.then(0.5, lambda: elsewhere.rename(drive), notified=True)
     clock.then(SETTLE_SECONDS)
     assert watched(drive, known) == [["b.jpg"]]
 
 
-def test_what_no_message_came_of_is_found_later(tmp_path: Path, clock: Clock) -> None:
+def test_changes_without_a_notification_are_found_later(tmp_path: Path, clock: Clock) -> None:
     clock.then(1)
     clock.then(1, (tmp_path / "a.jpg").touch)
     clock.then(RESCAN_SECONDS)
@@ -129,7 +131,7 @@ def test_a_search_that_takes_long_is_not_repeated_all_the_time(clock: Clock) -> 
         return []
 
     for _ in range(400):
-        clock.then(0.5, told=True)
+        clock.then(0.5, notified=True)
     assert list(watch_pictures([], search, {})) == []
     assert 3 <= len(searches) <= (clock.now - 1000) * watch.MAX_SCAN_SHARE / 5 + 1
 
@@ -139,25 +141,25 @@ def short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "TICK_MILLISECONDS", 50)
 
 
-def next_told(messages: Iterator[bool]) -> bool:
-    """Wait for a message; False if none comes."""
+def next_notification(messages: Iterator[bool]) -> bool:
+    """Wait for a notification; return False if none comes."""
     end = time.monotonic() + 60
-    return any(told or time.monotonic() > end for told in messages) and time.monotonic() <= end
+    return any(notified or time.monotonic() > end for notified in messages) and time.monotonic() <= end
 
 
 @pytest.mark.usefixtures("short_ticks")
-def test_messages_come_of_new_files_in_new_folders(tmp_path: Path) -> None:
-    messages = wake_ups([tmp_path])
+def test_new_files_in_new_folders_send_notifications(tmp_path: Path) -> None:
+    messages = notifications([tmp_path])
     assert next(messages)  # what was there before anyone watched
     (tmp_path / "album").mkdir()
-    assert next_told(messages)
+    assert next_notification(messages)
     (tmp_path / "album" / "a.jpg").touch()
-    assert next_told(messages)
+    assert next_notification(messages)
 
 
 @pytest.mark.usefixtures("short_ticks")
-def test_our_own_files_are_no_news(tmp_path: Path) -> None:
-    messages = wake_ups([tmp_path])
+def test_our_own_files_send_no_notification(tmp_path: Path) -> None:
+    messages = notifications([tmp_path])
     next(messages)
     (tmp_path / "a.jpg.xmp").touch()
     (tmp_path / ".1.partial").touch()
@@ -169,7 +171,7 @@ def test_folders_may_vanish_and_come_back(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     for folder in (one, other):
         folder.mkdir()
-    messages = wake_ups([one, other])
+    messages = notifications([one, other])
     next(messages)
     for gone in ([one], [one, other]):
         for folder in gone:
@@ -178,15 +180,15 @@ def test_folders_may_vanish_and_come_back(tmp_path: Path) -> None:
             next(messages)  # goes on without them
         for folder in gone:
             folder.mkdir()
-        assert next_told(messages)
+        assert next_notification(messages)
         for _ in range(5):
             next(messages)
         (one / "a.jpg").touch()
-        assert next_told(messages)
+        assert next_notification(messages)
 
 
 @pytest.mark.usefixtures("short_ticks")
-def test_without_messages_the_search_goes_on(
+def test_without_notifications_the_search_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As when there are more folders than the system's limit of watches."""
@@ -195,6 +197,6 @@ def test_without_messages_the_search_goes_on(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(watch, "watch", refused)
-    messages = wake_ups([tmp_path])
+    messages = notifications([tmp_path])
     assert [next(messages) for _ in range(3)] == [True, False, False]
     assert "searching every 60 s" in capsys.readouterr().err
