@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from images import BadImage, open_picture, to_square
 from model import DEFAULT_CHECKPOINT, ROUNDING, Classifier, fastest_dtype
@@ -229,11 +230,17 @@ def classify_batches(
 
 
 def load_square(path: Path, side: int) -> Square | BadImage:
-    """The network's input from the picture at a path, of shape (side, side, 3), or why there is none."""
+    """The network's input from the picture at a path, of shape (side, side, 3), or why there is none.
+
+    If only a part of the picture could be used, a sentence on standard error says so.
+    """
     try:
-        return to_square(open_picture(path), side)
+        picture = open_picture(path)
     except BadImage as error:
         return error
+    if warning := picture.info["warning"]:
+        tqdm.write(f"{path}: {warning}", file=sys.stderr)
+    return to_square(picture, side)
 
 
 def map_in_order(

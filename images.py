@@ -91,7 +91,7 @@ def open_picture(source: bytes | str | os.PathLike[str], *, whole: bool = False)
 
     Returns:
         A loaded picture in mode RGB without metadata. Its `info` has the keys "animated" (bool), "frame" (index of the
-        frame) and "warning" (a sentence for the user if a part of the picture is missing, else empty).
+        frame) and "warning" (a sentence for the user if rows are missing or frames were skipped, else empty).
 
     Raises:
         BadImage: if this is not a readable picture within the limits.
@@ -371,6 +371,8 @@ def _decode(image: Image.Image, file: BytesIO, whole: bool) -> Image.Image:
     animated = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
     if animated and _is_one_colour(picture):
         frame, picture = _find_visible_frame(image, picture.copy(), most)
+        if frame:
+            warning = f"Frame {frame + 1} of this animation was classified, because those before it show only one colour."
     picture.thumbnail((most, most))
     with suppress(Exception):  # broken metadata is no reason to refuse good pixels
         picture.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
@@ -397,6 +399,7 @@ def _find_visible_frame(image: Image.Image, first: Image.Image, most: int) -> tu
     with suppress(Exception):  # raised at the animation's end, or where it is damaged
         for index in range(1, min(MAX_FRAMES, MAX_PIXELS // (image.width * image.height))):
             image.seek(index)
+            image.load()
             picture = _to_rgb(image, most)
             if not _is_one_colour(picture):
                 return index, picture

@@ -111,6 +111,7 @@ def classify_picture(name: str, data: bytes, *, with_overlay: bool) -> dict[str,
             "label": prediction.label,
             "meme_probability": round(prediction.meme_probability, 4),
             "verdict": prediction.verdict,
+            "warning": picture.info["warning"] or None,
         }
         if with_overlay:
             picture.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
@@ -169,6 +170,7 @@ def openapi(_request: Request) -> Response:
             "label": {"enum": list(CLASSES)},
             "meme_probability": {"type": "number", "minimum": 0, "maximum": 1},
             "verdict": {"enum": [*CLASSES, NOT_SURE]},
+            "warning": {"type": ["string", "null"]},
             "overlay_png": {"type": "string", "contentEncoding": "base64"},
             "error": {"type": "string"},
         },

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from commands import Command, rows_of, run
 from pictures import ROOT, encode, noise
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 import classify
 from gradcam import explain, overlay
@@ -38,6 +38,22 @@ def test_files_and_folders_become_rows_in_order(
         (expected,) = tiny_classifier.predict([open_picture(row["path"])])
         assert (row["label"], row["verdict"], row["error"]) == (expected.label, expected.verdict, "")
         assert float(row["meme_probability"]) == pytest.approx(expected.meme_probability, abs=1e-4)
+
+
+def test_a_warning_goes_to_standard_error_and_its_picture_counts_as_classified(
+    tiny_classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, fading, out = tmp_path / "short.jpg", tmp_path / "fading.gif", tmp_path / "out.csv"
+    short.write_bytes(encode(noise(320, 320), "JPEG", restart_marker_rows=1).rpartition(b"\xff\xd2")[0])
+    frames = [Image.new("RGB", (60, 60), "black"), noise(60, 60), noise(60, 60, 1)]
+    fading.write_bytes(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    (tmp_path / "whole.png").write_bytes(encode(noise(60, 60)))
+    assert run(monkeypatch, classify.main, tiny_classifier, tmp_path, "--csv", out) == 0
+    assert [row["error"] for row in rows_of(out)] == ["", "", ""]
+    assert sorted(line for line in capsys.readouterr().err.splitlines() if line.startswith(str(tmp_path))) == [
+        f"{fading}: Frame 2 of this animation was classified, because those before it show only one colour.",
+        f"{short}: The last 5% of this picture is missing, because its file ends early.",
+    ]
 
 
 def test_bad_files_are_rows_and_stop_nothing(

@@ -48,7 +48,14 @@ def test_the_api_gives_the_answers_of_the_classifier(client: TestClient, classif
     assert [row["meme_probability"] for row in body["pictures"]] == [round(p.meme_probability, 4) for p in expected]
     assert [row["verdict"] for row in body["pictures"]] == [prediction.verdict for prediction in expected]
     assert body["pictures"][0]["name"] == "cat.jpg"
-    assert all(set(row) == {"name", "label", "meme_probability", "verdict"} for row in body["pictures"])
+    assert all(set(row) == {"name", "label", "meme_probability", "verdict", "warning"} for row in body["pictures"])
+    assert [row["warning"] for row in body["pictures"]] == [None, None]
+
+
+def test_a_warning_stands_beside_the_answer(client: TestClient) -> None:
+    (row,) = client.post("/api/classify", files=pictures(("cat.jpg", MEME[: -len(MEME) // 200]))).json()["pictures"]
+    assert row["warning"] == "The last 2% of this picture is missing, because its file ends early."
+    assert row["label"] == "meme"
 
 
 def test_overlays_on_request(client: TestClient, classifier: Classifier) -> None:
