@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from pillow_heif import register_heif_opener
 
 from borders import content_box
+from formats.bmp import BMP_START, with_known_masks
 from formats.identify import DAMAGED, NOT_READ, why_unreadable
 from formats.jpeg import JPEG_START, START_OF_SCAN, JpegFile, may_lack_rows, missing_share
 from formats.png import PNG_START, essential_png
@@ -354,7 +355,9 @@ def _as_file(data: bytes) -> BytesIO:
     """The file for Pillow, after repairs that make it read what browsers show."""
     if data.startswith(JPEG_START):
         return JpegFile(data)
-    return BytesIO(essential_png(data) if data.startswith(PNG_START) else data)
+    if data.startswith(PNG_START):
+        return BytesIO(essential_png(data))
+    return BytesIO(with_known_masks(data) if data.startswith(BMP_START) else data)
 
 
 def _decode(image: Image.Image, file: BytesIO, whole: bool) -> Image.Image:
