@@ -22,7 +22,7 @@ from pillow_heif import register_heif_opener
 from borders import content_box
 from formats.bmp import BMP_START, with_known_masks
 from formats.identify import DAMAGED, NOT_READ, why_unreadable
-from formats.jpeg import JPEG_START, START_OF_SCAN, JpegFile, may_lack_rows, missing_share
+from formats.jpeg import JPEG_START, START_OF_SCAN, JpegFile, count_segments, may_lack_rows, missing_share
 from formats.png import PNG_START, essential_png
 
 # Pillow would open over forty formats by their first bytes; nearly all of its security
@@ -59,6 +59,7 @@ MEGAPIXELS = (
 MAX_SIDE = 20_000  # pixels
 MIN_SIDE = 16  # pixels
 MAX_JPEG_SCANS = 100  # cameras write 1, progressive files about 10; each costs a pass over all pixels
+MAX_JPEG_SEGMENTS = 5000  # before the first scan; Pillow takes 2 µs for each, and 10 MB of metadata have 150
 MAX_MISSING = 0.05  # share of a JPEG's rows that may be missing
 MAX_FRAMES = 50  # of an animation that are searched for one that shows something
 ONE_COLOUR = 8  # of 255 steps by which a picture of one colour may vary, after lossy compression
@@ -354,6 +355,8 @@ def _count_scans(jpeg: bytes) -> int:
 def _as_file(data: bytes) -> BytesIO:
     """The file for Pillow, after repairs that make it read what browsers show."""
     if data.startswith(JPEG_START):
+        if count_segments(data, MAX_JPEG_SEGMENTS) > MAX_JPEG_SEGMENTS:
+            raise BadImage("This JPEG has more segments than any camera or program writes.")
         return JpegFile(data)
     if data.startswith(PNG_START):
         return BytesIO(essential_png(data))
@@ -375,7 +378,9 @@ def _decode(image: Image.Image, file: BytesIO, whole: bool) -> Image.Image:
     if animated and _is_one_colour(picture):
         frame, picture = _find_visible_frame(image, picture.copy(), most)
         if frame:
-            warning = f"Frame {frame + 1} of this animation was classified, because those before it show only one colour."
+            warning = (
+                f"Frame {frame + 1} of this animation was classified, because those before it show only one colour."
+            )
     picture.thumbnail((most, most))
     with suppress(Exception):  # broken metadata is no reason to refuse good pixels
         picture.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import islice, takewhile
 
 from PIL import Image, ImageChops
 
@@ -12,6 +13,7 @@ END_OF_IMAGE, START_OF_SCAN = 0xD9, 0xDA  # codes of markers (table B.1)
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # codes that start a frame; 0xF7 of JPEG-LS
 MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # one that a segment follows, or the last
 PROGRESSIVE = 0xC2
+ARITHMETIC = (0xC9, 0xCA)
 RESTARTS = [bytes((0xFF, code)) for code in range(0xD0, 0xD8)]
 BLOCK = 8  # pixels along each side
 COEFFICIENTS = 64  # of a block
@@ -48,6 +50,12 @@ def segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         at = found.end() + length
 
 
+def count_segments(data: bytes, most: int) -> int:
+    """The number of a JPEG's segments before its first scan, or any greater number if there are more than `most`."""
+    headers = takewhile(lambda segment: segment[1] != START_OF_SCAN, segments(data))
+    return sum(1 for _ in islice(headers, most + 1))
+
+
 def may_lack_rows(data: bytes, decoded: Image.Image) -> bool:
     """Whether a JPEG with an end marker is worth the cost of `missing_share`.
 
@@ -58,8 +66,8 @@ def may_lack_rows(data: bytes, decoded: Image.Image) -> bool:
     for _, marker, content in segments(data):
         if marker in FRAMES:
             components = content[5]
-            if marker == PROGRESSIVE:
-                return True
+            if marker in (PROGRESSIVE, *ARITHMETIC):
+                return marker == PROGRESSIVE  # arithmetic coding may leave out its last bytes
         elif marker == START_OF_SCAN:
             if content[0] < components:
                 return True
@@ -73,6 +81,7 @@ def missing_share(data: bytes, decoded: Image.Image, draft_size: tuple[int, int]
     """Measure which share of a JPEG's rows is missing, wholly or in part; all of them if a scan is missing.
 
     Libjpeg does not report missing data, so the file is continued with noise; rows that change are missing.
+    This cannot be told of arithmetic coding.
 
     Args:
         data: the file.
@@ -82,6 +91,8 @@ def missing_share(data: bytes, decoded: Image.Image, draft_size: tuple[int, int]
     end, last_scan, height = len(data), 0, 1
     expected, complete = set[tuple[int, int]](), set[tuple[int, int]]()  # coefficients of components
     for at, marker, content in segments(data):
+        if marker in ARITHMETIC:
+            return 1.0
         if marker in FRAMES:
             height = int.from_bytes(content[1:3])
             expected = {(component, number) for component in content[6::3] for number in range(COEFFICIENTS)}

@@ -6,6 +6,8 @@ Section numbers are those of the PNG specification, third edition.
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 ANCILLARY = 0x20  # bit of a chunk's first letter (section 5.4)
@@ -23,7 +25,7 @@ def essential_png(data: bytes) -> bytes:
         ValueError: if a critical chunk is damaged.
     """
     parts = [PNG_START]
-    for kind, content in _shown_animation(list(_kept_chunks(data))):
+    for kind, content in _joined_pixels(_shown_animation(list(_kept_chunks(data)))):
         check = zlib.crc32(content, zlib.crc32(kind))
         parts += struct.pack(">I4s", len(content), kind), content, struct.pack(">I", check)
     return b"".join(parts)
@@ -52,6 +54,14 @@ def _kept_chunks(data: bytes) -> Iterator[Chunk]:
         at += 12 + length
         if kind == b"IEND":
             return
+
+
+def _joined_pixels(chunks: list[Chunk]) -> Iterator[Chunk]:
+    """Put chunks of pixels that follow each other into one, because Pillow takes long for a million empty ones."""
+    for kind, group in groupby(chunks, itemgetter(0)):
+        contents = [content for _, content in group]
+        for content in [b"".join(contents)] if kind == b"IDAT" else contents:
+            yield kind, content
 
 
 def _scaled_samples(content: bytes, depth: int, colour_type: int) -> bytes:

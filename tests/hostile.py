@@ -96,6 +96,7 @@ def disguises(plain: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     yield "jpeg-inside.png", plain["JPEG"]
     yield "svg.png", SVG
     yield "html.jpg", b"<!doctype html><script>alert(1)</script>"
+    yield "comments.svg", 10_000 * b"<!---->"  # which regular expressions can split in exponentially many ways
     yield "postscript.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\nshowpage\n"
     yield "document.jpg", encode(noise(SIDE, SIDE), "PDF")
     yield "float-tiff.png", encode(Image.fromarray(np.full((SIDE, SIDE), 0.5, np.float32)), "TIFF")
@@ -116,6 +117,8 @@ def metadata(plain: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     head, rest = whole[:33], whole[33:]  # the header chunk ends there
     segment = b"\xff\xe1" + struct.pack(">H", 65_535) + b"Exif\0\0" + bytes(65_527)
     yield "giant-metadata.jpg", jpeg[:2] + 100 * segment + jpeg[2:]
+    yield "empty-segments.jpg", jpeg[:2] + 2_400_000 * b"\xff\xfe\0\x02" + jpeg[2:]
+    yield "empty-chunks.png", head + 800_000 * chunk(b"IDAT", b"") + rest
     yield "text-bomb.png", head + chunk(b"zTXt", b"a\0\0" + zeros(1 << 28)) + rest
     yield "many-texts.png", head + 20_000 * chunk(b"tEXt", b"key\0value") + rest
     yield "profile-bomb.png", head + chunk(b"iCCP", b"a\0\0" + zeros(1 << 28)) + rest

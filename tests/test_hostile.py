@@ -28,7 +28,7 @@ STILL_GOOD = {
     "16-bit.png", "cmyk.jpg", "jpeg-inside.png", "archive-behind.png", "script-behind.gif", "page-in-comment.jpg",
     "broken-profile.jpg", "broken-profile.webp", "within-the-pixels.png", "long.png", "many-texts.png",
     "frames.gif", "frames.png", "frames.webp", "large-frames.gif", "more-pixels.png", "giant-metadata.jpg",
-    "exif-in-itself.jpg", "exif-far-away.jpg", "text-bomb.png", "profile-bomb.png",
+    "exif-in-itself.jpg", "exif-far-away.jpg", "text-bomb.png", "profile-bomb.png", "empty-chunks.png",
     *(f"orientation-{name}-loop.jpg" for name in ("short", "zero", "nine", "large", "text")),
 }  # fmt: skip
 
