@@ -2,9 +2,10 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -126,6 +127,112 @@ def test_the_first_frame_stands_for_an_animation(file_format: str) -> None:
     assert not open_picture(encode(frames[0], file_format)).info["animated"]
 
 
+ANIMATED: dict[str, tuple[str, dict[str, Any]]] = {
+    "GIF": ("GIF", {}),
+    "GIF, disposed to background": ("GIF", {"disposal": 2}),
+    "GIF, disposed to previous": ("GIF", {"disposal": 3}),
+    "APNG": ("PNG", {}),
+    "APNG, disposed to background": ("PNG", {"disposal": 1}),
+    "WebP": ("WEBP", {"lossless": True}),
+    "AVIF": ("AVIF", {}),
+}
+
+
+def animation(kind: str, *frames: Image.Image) -> bytes:
+    file_format, options = ANIMATED[kind]
+    return encode(frames[0], file_format, save_all=True, append_images=frames[1:], duration=40, **options)
+
+
+@pytest.mark.parametrize("colour", ["black", "white", "teal"])
+@pytest.mark.parametrize("kind", ANIMATED)
+def test_frames_of_one_colour_are_skipped(kind: str, colour: str) -> None:
+    plain = Image.new("RGB", (64, 48), colour)
+    fading = [plain, plain.point(lambda level: level ^ 2), plain.point(lambda level: level ^ 4)]
+    opened = open_picture(animation(kind, *fading, noise(64, 48), noise(64, 48, 1)))
+    assert mean_difference(opened, noise(64, 48)) < 8
+    assert opened.info["frame"] == 3
+    assert opened.info["warning"].startswith("Frame 4 of this animation was classified")
+
+
+@pytest.mark.parametrize("kind", ANIMATED)
+def test_an_animation_of_one_colour_is_its_first_frame(kind: str) -> None:
+    plain = Image.new("RGB", (64, 48), "teal")
+    opened = open_picture(animation(kind, plain, plain.point(lambda level: level ^ 2)))
+    assert mean_difference(opened, plain) < 2
+    assert (opened.info["frame"], opened.info["warning"]) == (0, "")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ANIMATED if kind != "GIF, disposed to previous"])
+def test_a_transparent_first_frame_is_skipped(kind: str) -> None:
+    frames = [Image.new("RGBA", (64, 48)), noise(64, 48).convert("RGBA"), noise(64, 48, 1).convert("RGBA")]
+    opened = open_picture(animation(kind, *frames))
+    assert mean_difference(opened, noise(64, 48)) < 8
+    assert opened.info["frame"] == 1
+
+
+def webp_frame(picture: Image.Image, canvas: tuple[int, int], at: tuple[int, int]) -> bytes:
+    """An animated WebP whose only frames are this picture, somewhere on a canvas (WebP container specification)."""
+    chunk = encode(picture, "WEBP", lossless=True)[12:]
+    place = b"".join(
+        value.to_bytes(3, "little") for value in (at[0] // 2, at[1] // 2, *(side - 1 for side in picture.size))
+    )
+    frame = place + (100).to_bytes(3, "little") + b"\2" + chunk
+    header = b"\x12\0\0\0" + b"".join((side - 1).to_bytes(3, "little") for side in canvas)
+    chunks = ((b"VP8X", header), (b"ANIM", bytes(6)), (b"ANMF", frame), (b"ANMF", frame))
+    body = b"".join(
+        kind + struct.pack("<I", len(content)) + content + bytes(len(content) % 2) for kind, content in chunks
+    )
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def gif_frame(picture: Image.Image, canvas: tuple[int, int], at: tuple[int, int]) -> bytes:
+    """A GIF whose only frame is this picture, somewhere on a canvas (GIF89a, sections 18 and 20)."""
+    data = encode(picture, "GIF")
+    frame = data.index(b"\x2c" + struct.pack("<4H", 0, 0, *picture.size))
+    return data[:6] + struct.pack("<2H", *canvas) + data[10 : frame + 1] + struct.pack("<2H", *at) + data[frame + 5 :]
+
+
+@pytest.mark.parametrize("at", [(0, 0), (20, 30), (64, 48)])
+@pytest.mark.parametrize("build", [gif_frame, webp_frame])
+def test_a_first_frame_may_cover_a_part_of_the_canvas(build: Callable[..., bytes], at: tuple[int, int]) -> None:
+    opened = open_picture(build(noise(64, 48), (128, 96), at))
+    expected = Image.new("RGB", (128, 96), "white")
+    expected.paste(noise(64, 48), at)
+    assert opened.size == (128, 96)
+    assert mean_difference(opened, expected) < 4
+
+
+@pytest.mark.parametrize("ink", ["white", (252, 253, 255), "black", "red"])
+@pytest.mark.parametrize(
+    ("mode", "file_format", "options"),
+    [
+        ("RGBA", "PNG", {}),
+        ("LA", "PNG", {}),
+        ("P", "PNG", {}),
+        ("RGBA", "GIF", {}),
+        ("RGBA", "WEBP", {"lossless": True}),
+        ("RGBA", "WEBP", {}),
+        ("RGBA", "AVIF", {}),
+        ("RGBA", "HEIF", {}),
+    ],
+)
+def test_white_on_transparent_is_seen(
+    mode: str, file_format: str, options: dict[str, Any], ink: str | tuple[int, int, int]
+) -> None:
+    picture = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    picture.paste(ink, (16, 16, 48, 48))
+    picture = picture.quantize(4) if mode == "P" else picture.convert(mode)
+    opened = open_picture(encode(picture, file_format, **options)).convert("L")
+    is_white = ink not in ("black", "red")
+    assert cast(int, opened.getpixel((4, 4))) == pytest.approx(128 if is_white else 255, abs=3)
+    assert abs(cast(int, opened.getpixel((32, 32))) - cast(int, opened.getpixel((4, 4)))) > 100
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_all_over_is_white(mode: str) -> None:
+    assert open_picture(encode(Image.new(mode, (64, 48)))).getcolors() == [(64 * 48, (255, 255, 255))]
+
+
 @pytest.mark.parametrize("file_format", ["MPO", "HEIF"])
 def test_phones_second_pictures_are_no_animation(file_format: str) -> None:
     first, second = noise(64, 48, 1), noise(64, 48, 2)
@@ -163,6 +270,22 @@ def test_a_whole_picture_keeps_its_size_up_to_a_limit(
 
 def test_a_50_megapixel_jpeg_opens() -> None:
     assert open_picture(encode(Image.new("L", (8160, 6120)), "JPEG")).size == (1020, 765)
+
+
+def test_a_48_megapixel_heic_opens() -> None:
+    photo = Image.new("L", (8064, 6048), 220)
+    photo.paste(40, (0, 0, 4032, 6048))
+    opened = open_picture(encode(photo, "HEIF", quality=10, enc_params={"preset": "ultrafast"}))
+    assert opened.size == (SHOWN_SIDE, 1095)
+    assert mean_difference(opened, photo.resize(opened.size).convert("RGB")) < 3
+
+
+def test_the_sentence_about_a_larger_heic_says_what_to_do() -> None:
+    data = bytearray(encode(noise(64, 64), "HEIF"))
+    at = data.index(b"ispe") + 8
+    data[at : at + 8] = struct.pack(">II", 8200, 6200)
+    with pytest.raises(BadImage, match=r"8200 × 6200 pixels; .* for HEIC 50; save it smaller or as JPEG"):
+        open_picture(bytes(data))
 
 
 def png_header(width: int, height: int) -> bytes:
