@@ -94,8 +94,10 @@ class Sidecars:
 
 
 def sidecar_path(picture: Path, style: str) -> Path:
-    """The path of a picture's sidecar."""
-    return picture.with_suffix(".xmp") if style == "lightroom" else picture.with_name(f"{picture.name}.xmp")
+    """The path of a picture's sidecar. One that exists with the ending .XMP alone is used, too."""
+    stem = picture.stem if style == "lightroom" else picture.name
+    lower, upper = (picture.with_name(f"{stem}{ending}") for ending in (".xmp", ".XMP"))
+    return upper if os.path.lexists(upper) and not os.path.lexists(lower) else lower
 
 
 def remove_tags(picture: Path) -> int:

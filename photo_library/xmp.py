@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import SequenceMatcher
 from typing import TypeAlias
 
 from lxml import etree
@@ -41,6 +42,14 @@ BOMS = (  # UTF-32 first: the mark of UTF-16 is the beginning of its mark
 )
 WHITE_SPACE = tuple(" \t\r\n")
 DECLARATION = re.compile(r"\A<\?xml\s[^>]*\?>")
+TOKEN = re.compile(
+    r"""
+    <!--.*?--> | <!\[CDATA\[.*?\]\]> | <\?.*?\?> | </[^>]*> | [^<]+
+    | (?P<tag> <(?P<name>[^\s/>]+) (?:[^>"'] | "[^"]*" | '[^']*')*? )
+      (?P<end> /> | > (?:</(?P=name)\s*>)? )  # both spellings of an empty element have as many tokens
+    """,
+    re.DOTALL | re.VERBOSE,
+)
 DECLARED_ENCODING = re.compile(rb"""\A<\?xml\s[^>]*encoding\s*=\s*["']([^"']*)["']""")
 
 LEAVES = {MEME: "Meme", NOT_MEME: "Not a meme", NOT_SURE: "Not sure"}
@@ -185,6 +194,8 @@ class XmpDocument:
         encoding: of the file.
         bom: its byte-order mark, or nothing.
         line_end: what its lines end in; lxml writes line feeds.
+        source: the text of the root element as it was read.
+        parsed: the same as lxml writes it.
     """
 
     root: Element
@@ -194,6 +205,8 @@ class XmpDocument:
     encoding: str
     bom: bytes
     line_end: str = "\n"
+    source: str = ""
+    parsed: str = ""
 
     @classmethod
     def new(cls) -> "XmpDocument":
@@ -219,20 +232,26 @@ class XmpDocument:
             if isinstance(error, BadSidecar):
                 raise
             raise BadSidecar("is not well-formed XML and was left alone") from error
+        parsed = etree.tostring(root, encoding="unicode", with_tail=False)
         rdf = next(root.iter(f"{{{RDF}}}RDF"), None)
         if rdf is None:
             if etree.QName(root).namespace != META:
                 raise BadSidecar("holds no XMP and was left alone")
             rdf = etree.Element(f"{{{RDF}}}RDF", nsmap={"rdf": RDF})
             _append(root, rdf)
+        epilog = _start_of_epilog(text)
         line_end = "\r\n" if "\r\n" in text and text.count("\r\n") == text.count("\n") else "\n"
-        return cls(root, rdf, text[:begin], text[_start_of_epilog(text) :], encoding, bom, line_end)
+        return cls(root, rdf, text[:begin], text[epilog:], encoding, bom, line_end, text[begin:epilog], parsed)
 
     def serialize(self) -> bytes:
         """The document as the bytes of a file."""
-        body: str = etree.tostring(self.root, encoding="unicode", with_tail=False)
-        text = self.prolog + body.replace("\n", self.line_end) + self.epilog
-        etree.fromstring(DECLARATION.sub("", text).encode(), _parser())  # never write what nobody could read
+        changed = etree.tostring(self.root, encoding="unicode", with_tail=False)
+        for body in (self._in_source_layout(changed), changed.replace("\n", self.line_end)):
+            text = self.prolog + body + self.epilog
+            # Never write what nobody could read, or what says something else.
+            read = etree.fromstring(DECLARATION.sub("", text).encode(), _parser())
+            if etree.tostring(read, encoding="unicode", with_tail=False) == changed:
+                break
         return self.bom + text.encode(self.encoding, "xmlcharrefreplace")
 
     def descriptions(self) -> list[Element]:
@@ -320,6 +339,22 @@ class XmpDocument:
         made_here = self.root.get(TOOLKIT) == CREATOR and len(self.root) == 1
         return made_here and all(child.tag == DESCRIPTION and _is_empty(child) for child in self.rdf)
 
+    def _in_source_layout(self, changed: str) -> str:
+        """The changed document with every unchanged token spelled as in the source.
+
+        lxml spells tags in its own way: quotes, white space between attributes, order of namespaces.
+        """
+        source, parsed, new = map(_tokens, (self.source, self.parsed, changed))
+        if len(source) != len(parsed):
+            return changed.replace("\n", self.line_end)
+        tokens = list[str]()
+        for kind, begin, end, new_begin, new_end in SequenceMatcher(None, parsed, new).get_opcodes():
+            if kind == "equal":
+                tokens += source[begin:end]
+            else:
+                tokens += [token.replace("\n", self.line_end) for token in new[new_begin:new_end]]
+        return "".join(tokens)
+
     def _keywords_of_other_fields(self, field: KeywordField) -> list[str]:
         """What a hierarchical field that is about to be created must hold besides our keyword.
 
@@ -406,6 +441,12 @@ def _decode(data: bytes) -> tuple[str, str, bytes]:
         return data[len(bom) :].decode(encoding), encoding, bom
     except (UnicodeError, LookupError) as error:
         raise BadSidecar("is not well-formed XML and was left alone") from error
+
+
+def _tokens(text: str) -> list[str]:
+    """Comments, CDATA sections, processing instructions, tags and texts; a start tag is split before its end."""
+    found = TOKEN.finditer(text)
+    return [part for match in found for part in ((match["tag"], match["end"]) if match["tag"] else (match[0],))]
 
 
 def _end_of_prolog(text: str) -> int:

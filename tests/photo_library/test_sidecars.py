@@ -43,6 +43,33 @@ def test_a_sidecar_lies_where_libraries_look_for_it(style: str, name: str, pictu
     assert names(picture.parent) == ["cat.jpg"]
 
 
+@pytest.mark.parametrize(("style", "name", "other"), [("extension", "cat.jpg", "cat"), ("lightroom", "cat", "cat.jpg")])
+@pytest.mark.parametrize("ending", [".xmp", ".XMP"])
+def test_the_sidecar_that_is_there_is_merged_and_the_other_left_alone(
+    style: str, name: str, other: str, ending: str, picture: Path
+) -> None:
+    sidecar, left_alone = picture.with_name(name + ending), picture.with_name(other + ending)
+    for path in (sidecar, left_alone):
+        path.write_bytes(DARKTABLE)
+    write(picture, sidecars=Sidecars(style=style))
+    assert names(picture.parent) == sorted(["cat.jpg", sidecar.name, left_alone.name])
+    assert "Meme Classifier/Meme" in tags(sidecar)
+    assert left_alone.read_bytes() == DARKTABLE
+    assert remove_tags(picture) == 1
+    assert sidecar.read_bytes() == left_alone.read_bytes() == DARKTABLE
+
+
+def test_a_sidecar_in_small_letters_goes_before_one_in_capitals(picture: Path) -> None:
+    small, capital = picture.with_name("cat.jpg.xmp"), picture.with_name("cat.jpg.XMP")
+    capital.write_bytes(DARKTABLE)
+    small.write_bytes(DARKTABLE)
+    if small.samefile(capital):
+        pytest.skip("this file system ignores case")
+    write(picture)
+    assert "Meme Classifier/Meme" in tags(small)
+    assert capital.read_bytes() == DARKTABLE
+
+
 def test_a_second_run_does_not_touch_the_file(picture: Path) -> None:
     write(picture)
     sidecar = picture.with_name("cat.jpg.xmp")
