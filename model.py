@@ -28,6 +28,7 @@ STRICTNESS = ("nearly_all", "balanced", "certain")  # find nearly all memes … 
 ARCHITECTURE = "densenet121"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_SHIFT = 0.05  # of a probability by a network that rounds more than bfloat16
 ROUNDING = 0.015  # bounds how far bfloat16 moves a probability; on 4,127 test pictures, at most 0.008
 CPU = torch.device("cpu")
 DEFAULT_CHECKPOINT = Path(__file__).with_name("best_model.pth")
@@ -95,7 +96,7 @@ class Classifier:
         sha256: of the checkpoint file, in hexadecimal.
         about: the checkpoint's own figures and history, for people to read.
         exact: the same network in full precision, if `network` rounds; it decides close cases.
-        rounding: a case is close if its probability is nearer than this to a threshold.
+        rounding: by how much `network` moves a probability at most; closer to a threshold, a case is close.
     """
 
     network: nn.Module
@@ -211,18 +212,21 @@ class Classifier:
         predictions = self.read_logits(logits)
         if self.exact is None:
             return predictions
-        edges = (*self.thresholds.values(), *self.not_sure)
-        close = [
-            index
-            for index, prediction in enumerate(predictions)
-            if min(abs(prediction.meme_probability - edge) for edge in edges) < self.rounding
-        ]
+        close = [index for index, prediction in enumerate(predictions) if self._is_close(prediction.meme_probability)]
         if close:
             with torch.inference_mode():
                 again = self.read_logits(self.exact(inputs[close]))
             for index, prediction in zip(close, again, strict=True):
                 predictions[index] = prediction
         return predictions
+
+    def _is_close(self, probability: float) -> bool:
+        """Whether rounding could change a label or verdict, or move the probability by more than `MAX_SHIFT`."""
+        edges = (*self.thresholds.values(), *self.not_sure)
+        if min(abs(probability - edge) for edge in edges) < self.rounding:
+            return True
+        # An error of the logits moves a probability most in the middle of the scale.
+        return self.rounding > MAX_SHIFT and min(edges) < probability < max(edges)
 
     def read_logits(self, logits: Tensor) -> list[Prediction]:
         """Turn logits of shape (N, 2) into predictions."""

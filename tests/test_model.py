@@ -286,6 +286,32 @@ def test_what_a_hair_decides_is_answered_in_full_precision(tiny_classifier: Clas
     assert [(p.label, p.verdict) for p in rounding.judge(inputs, rounded)] == words
 
 
+class Counted(torch.nn.Module):
+    """Counts the pictures that a network computes."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.pictures = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.pictures += len(inputs)
+        logits: torch.Tensor = self.network(inputs)
+        return logits
+
+
+@pytest.mark.parametrize(("rounding", "again"), [(0.02, 0), (0.07, 1)])
+def test_a_coarse_network_keeps_no_probability_of_the_middle(
+    rounding: float, again: int, tiny_classifier: Classifier
+) -> None:
+    """At 0.7, far from every threshold, 8 bits may be wrong by 0.07."""
+    exact = Counted(tiny_classifier.network)
+    coarse = dataclasses.replace(tiny_classifier, exact=exact, rounding=rounding)
+    margins = [tiny_classifier.temperature * math.log(p / (1 - p)) for p in (0.05, 0.7, 0.99)]
+    coarse.judge(torch.zeros(3, 3, 64, 64), torch.tensor([[margin, 0.0] for margin in margins]))
+    assert exact.pictures == again
+
+
 def test_the_order_of_the_outputs_is_the_checkpoints(tiny_classifier: Classifier) -> None:
     swapped = dataclasses.replace(tiny_classifier, classes=(NOT_MEME, MEME))
     logits = torch.tensor([[2.0, -1.0]])
