@@ -315,6 +315,7 @@ def main() -> int:
     metrics = {"checkpoint_sha256": classifier.sha256, "unreadable": len(pictures) - len(read)}
     metrics |= measure(read, predictions, classifier.thresholds, languages)
     if baseline:
+        metrics["baseline_sha256"] = baseline.sha256
         metrics["better_than_baseline"] = compare_by_source(read, predictions, predict_all(baseline, read)[1])
     print(format_report(metrics))
     if arguments.json:

@@ -164,17 +164,32 @@ def centre_classifier(network: nn.Module) -> None:
 
 
 def plot_history(path: Path, histories: dict[str, list[Progress]]) -> None:
-    """Plot each network's training loss, and its accuracy and AUROC in validation, over the draws."""
-    figure = Figure(figsize=(11, 3 * len(histories)), layout="constrained")
-    rows = figure.subplots(len(histories), 2, squeeze=False)
-    for (left, right), (name, history) in zip(rows, histories.items(), strict=True):
-        draws = [entry.pictures for entry in history]
-        left.plot(draws, [entry.loss for entry in history], marker=".")
-        left.set(title=f"Training loss, {name}", xlabel="draws", ylabel="weighted sum of losses")
-        right.plot(draws, [entry.validation_accuracy for entry in history], marker=".", label="accuracy")
-        right.plot(draws, [entry.validation_auroc for entry in history], marker=".", label="AUROC")
-        right.set(title=f"Validation, mean over sources, {name}", xlabel="draws")
-        right.legend()
+    """Plot the student's loss, and its accuracy and AUROC in validation, over all draws of its legs.
+
+    Args:
+        path: of the picture.
+        histories: by name, the teacher's first, whose end is a dashed line.
+    """
+    (_, teacher), *legs = histories.items()
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    loss, accuracy, auroc = figure.subplots(1, 3)
+    start = 0
+    for number, (name, history) in enumerate(legs):
+        draws = [start + entry.pictures for entry in history]
+        style = {"marker": "o", "color": f"C{number}", "label": name}
+        loss.plot(draws, [entry.loss for entry in history], **style)
+        accuracy.plot(draws, [100 * entry.validation_accuracy for entry in history], **style)
+        auroc.plot(draws, [entry.validation_auroc for entry in history], **style)
+        start = draws[-1]
+    accuracy.axhline(100 * teacher[-1].validation_accuracy, color="grey", linestyle="--", label="teacher")
+    auroc.axhline(teacher[-1].validation_auroc, color="grey", linestyle="--", label="teacher")
+    loss.set(title="Training loss", ylabel="weighted sum of losses")
+    accuracy.set(title="Validation accuracy at even odds", ylabel="%, mean over sources")
+    auroc.set(title="Validation AUROC", ylabel="mean over pairs of sources")
+    for ax in (loss, accuracy, auroc):
+        ax.set(xlabel="draws", xlim=(0, None))
+        ax.grid(alpha=0.3)
+    auroc.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
 
