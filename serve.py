@@ -250,4 +250,4 @@ cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "
 api = [Route(f"/{path}", endpoint, methods=[method]) for path, (endpoint, method) in ENDPOINTS.items()]
 api.append(Route("/{rest:path}", refuse, methods=METHODS))
 routes = [Mount(f"{base_path()}/api", routes=api, middleware=[cors] if origins else [])]
-app = st.App("app.py", routes=routes, middleware=[Middleware(UploadLimitMiddleware)])
+app = st.App("app.py", routes=routes, middleware=[Middleware(UploadLimitMiddleware, origins=origins)])

@@ -5,6 +5,7 @@ import atexit
 import ctypes
 import gc
 from collections import Counter, deque
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from threading import Event, Lock
@@ -12,6 +13,7 @@ from typing import Self
 
 import streamlit as st
 from starlette.formparsers import MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -163,10 +165,16 @@ def _session_id() -> str:
 
 
 class UploadLimitMiddleware:
-    """Refuses uploads beyond what one session, or all sessions together, may hold in memory."""
+    """Refuses uploads beyond what one session, or all sessions together, may hold in memory.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: takes the others.
+        origins: of pages whose scripts may read the refusals.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str] = ()) -> None:
         self.app = app
+        self.origins = origins
         self.arriving: Counter[str] = Counter()  # bytes by session id; "" for the HTTP API
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -180,10 +188,11 @@ class UploadLimitMiddleware:
         held = held_bytes_by_session()
         if session_id and held[session_id] + self.arriving[session_id] + size > MAX_SESSION_BYTES:
             sentence = f"The limit for one session is {MAX_SESSION_BYTES // 1_000_000} MB."
-            await JSONResponse({"error": sentence}, 413)(scope, receive, send)
+            await self._readable(JSONResponse({"error": sentence}, 413))(scope, receive, send)
         elif held.total() + self.arriving.total() + size > MAX_HELD_BYTES:
             sentence = "The server is handling too many pictures. Try again in a few seconds."
-            await JSONResponse({"error": sentence}, 503, {"Retry-After": RETRY_AFTER})(scope, receive, send)
+            refusal = JSONResponse({"error": sentence}, 503, {"Retry-After": RETRY_AFTER})
+            await self._readable(refusal)(scope, receive, send)
         else:
             self.arriving[session_id] += size
             try:
@@ -191,6 +200,12 @@ class UploadLimitMiddleware:
             finally:
                 self.arriving[session_id] -= size
                 self.arriving += Counter()  # removes sessions at zero
+
+    def _readable(self, response: ASGIApp) -> ASGIApp:
+        """The response with CORS headers, if there are such origins."""
+        if not self.origins:
+            return response
+        return CORSMiddleware(response, allow_origins=self.origins, expose_headers=["Retry-After"])
 
 
 def held_bytes_by_session() -> Counter[str]:

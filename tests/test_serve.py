@@ -5,6 +5,8 @@ import base64
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from io import BytesIO
 from typing import Any
 
@@ -24,7 +26,7 @@ from benchmarks.page import running_server
 from gradcam import explain, overlay
 from images import open_picture
 from model import BadCheckpoint, Classifier
-from sessions import pictures_at_once
+from sessions import UPLOAD_PATH, UploadLimitMiddleware, pictures_at_once
 
 MEME = (ROOT / "examples" / "cat_meme.jpg").read_bytes()
 
@@ -234,6 +236,30 @@ def test_base_path_and_origins_of_streamlit_hold_for_the_api(monkeypatch: pytest
             answer = browser.post(f"{address}/api/classify", headers={"Origin": origin})
             for response in (preflight, answer):
                 assert response.headers.get("access-control-allow-origin") == allowed
+        with ExitStack() as uploads:  # of 100 MB each that have begun, until there are too many
+            for _ in range(12):
+                upload = uploads.enter_context(closing(HTTPConnection(outside.removeprefix("http://"), timeout=60)))
+                upload.putrequest("POST", f"{base_path}/api/classify")
+                for name, value in (
+                    ("Content-Type", "multipart/form-data; boundary=x"),
+                    ("Content-Length", "100000000"),
+                    ("Origin", "https://b.example"),
+                ):
+                    upload.putheader(name, value)
+                upload.endheaders()
+            refused = upload.getresponse()
+            assert refused.status == 503
+            assert refused.headers["access-control-allow-origin"] == "https://b.example"
+
+
+def test_refused_uploads_to_a_session_can_be_read_by_named_origins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sessions.MAX_SESSION_BYTES", 100)
+    origin = "https://a.example"
+    for origins, allowed in (([origin], origin), (["https://b.example"], None), ([], None)):
+        client = TestClient(UploadLimitMiddleware(Starlette(), origins=origins))
+        refused = client.put(f"{UPLOAD_PATH}session/file", content=bytes(200), headers={"Origin": origin})
+        assert refused.status_code == 413
+        assert refused.headers.get("access-control-allow-origin") == allowed
 
 
 @pytest.mark.parametrize(
