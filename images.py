@@ -61,7 +61,7 @@ MIN_SIDE = 16  # pixels
 MAX_JPEG_SCANS = 100  # cameras write 1, progressive files about 10; each costs a pass over all pixels
 MAX_JPEG_SEGMENTS = 5000  # before the first scan; Pillow takes 2 µs for each, and 10 MB of metadata have 150
 MAX_MISSING = 0.05  # share of a JPEG's rows that may be missing
-MAX_FRAMES = 50  # of an animation that are searched for one that shows something
+MAX_FRAMES = 50  # of an animation that are searched for one that is not of one colour
 ONE_COLOUR = 8  # of 255 steps by which a picture of one colour may vary, after lossy compression
 JPEG_DRAFT_SIDE = 1000  # pixels of the longest side; a quarter of a 12-megapixel photo's
 JPEG_DRAFT_SHORT_SIDE = 320  # pixels; twice the network's input
@@ -183,9 +183,9 @@ class PictureSearch:
         Folders that cannot be read are among them, so that opening them says why.
         """
         found = list[Path]()
-        for place, entries in self._walk(str(folder)):
+        for path, entries in self._walk(str(folder)):
             if entries is None:
-                found.append(Path(place))
+                found.append(Path(path))
                 continue
             for entry in entries:
                 if _is_folder(entry):
@@ -221,8 +221,8 @@ class PictureSearch:
             return
         part, *rest = parts
         if part == "**":
-            for place, entries in self._walk(folder):
-                yield from self._expand(place, rest if entries is not None else ())
+            for path, entries in self._walk(folder):
+                yield from self._expand(path, rest if entries is not None else ())
         elif os.path.lexists(path := os.path.join(folder, part)):  # noqa: PTH118  (a Path is never "")
             yield from self._expand(path, rest)
         elif glob.has_magic(part):
@@ -238,7 +238,7 @@ class PictureSearch:
             if not matches(entry.name):
                 continue
             if _is_folder(entry):
-                if names_hidden or self._enters(entry):
+                if names_hidden or self._is_searched(entry):
                     yield entry.path
             elif is_last and (part != "*" or self._is_picture(entry)):
                 yield entry.path
@@ -250,19 +250,19 @@ class PictureSearch:
         waiting, linked = [folder], deque[str]()
         searched = set[str]()
         while waiting or linked:
-            place = waiting.pop() if waiting else linked.popleft()
+            path = waiting.pop() if waiting else linked.popleft()
             if self.follow_links:  # a link may lead back
-                real = os.path.realpath(place)
+                real = os.path.realpath(path)
                 if real in searched:
                     continue
                 searched.add(real)
-            yield place, (entries := _entries(place))
+            yield path, (entries := _entries(path))
             for entry in entries or ():
-                if _is_folder(entry) and self._enters(entry):
+                if _is_folder(entry) and self._is_searched(entry):
                     (linked if entry.is_symlink() else waiting).append(entry.path)
 
-    def _enters(self, folder: os.DirEntry[str]) -> bool:
-        """Whether to search a folder; if not, that is noted."""
+    def _is_searched(self, folder: os.DirEntry[str]) -> bool:
+        """Whether to search a folder; one that is left out is noted."""
         if is_hidden_folder(folder.name) and not self.include_hidden:
             self.hidden_folders.add(folder.path)
             return False
@@ -304,7 +304,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _name_pattern(part: str) -> re.Pattern[str]:
-    """A pattern's part as a regular expression; each [...] also matches itself."""
+    """A pattern's part as a regular expression; each [...] also matches itself literally."""
 
     def translate(piece: str) -> str:
         if len(piece) == 1:
@@ -371,7 +371,7 @@ def _decode(image: Image.Image, file: BytesIO, whole: bool) -> Image.Image:
     warning = ""
     if isinstance(file, JpegFile) and (file.ran_out or may_lack_rows(file.getvalue(), image)):
         warning = _warn_of_missing(missing_share(file.getvalue(), image, draft_size))
-    most = max(most, math.ceil(max(image.size) * SHORT_SIDE / min(image.size)))  # a strip must not become a thread
+    most = max(most, math.ceil(max(image.size) * SHORT_SIDE / min(image.size)))  # keep the short side of long pictures
     frame, picture = 0, _to_rgb(_on_canvas(image), most)
     # Phones keep second pictures in MPO and HEIC, which are no animations.
     animated = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
@@ -403,7 +403,7 @@ def _warn_of_missing(share: float) -> str:
 
 
 def _find_visible_frame(image: Image.Image, first: Image.Image, most: int) -> tuple[int, Image.Image]:
-    """Index and picture of the first frame that is not of one colour, for an animation that fades in."""
+    """The first frame that is not of one colour, and its index, in an animation that fades in."""
     with suppress(Exception):  # raised at the animation's end, or where it is damaged
         for index in range(1, min(MAX_FRAMES, MAX_PIXELS // (image.width * image.height))):
             image.seek(index)

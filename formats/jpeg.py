@@ -26,7 +26,7 @@ class JpegFile(BytesIO):
     """A JPEG file that yields an end marker where its bytes run out.
 
     Attributes:
-        ran_out: whether somebody read on after the last byte, as decoders do if the end marker is missing.
+        ran_out: whether more bytes were read than there are, as decoders do if the end marker is missing.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -73,8 +73,8 @@ def may_lack_rows(data: bytes, decoded: Image.Image) -> bool:
                 return True
             break
     corner = decoded.crop((decoded.width - 1, decoded.height - 1, *decoded.size))
-    light = corner.getchannel("K") if corner.mode == "CMYK" else corner.convert("L")  # has its full resolution
-    return light.getpixel((0, 0)) in NO_DATA or data.endswith(bytes(PADDING) + END_MARKER)
+    luma = corner.getchannel("K") if corner.mode == "CMYK" else corner.convert("L")  # of full resolution, unlike colour
+    return luma.getpixel((0, 0)) in NO_DATA or data.endswith(bytes(PADDING) + END_MARKER)
 
 
 def missing_share(data: bytes, decoded: Image.Image, draft_size: tuple[int, int]) -> float:

@@ -44,12 +44,12 @@ def _kept_chunks(data: bytes) -> Iterator[Chunk]:
         if is_critical or kind in KEPT:
             content = data[at + 8 : at + 8 + length]
             check = data[at + 8 + length : at + 12 + length]
-            is_sound = int.from_bytes(check) == zlib.crc32(content, zlib.crc32(kind))
-            if is_critical and not is_sound and len(check) == 4:  # Pillow itself judges a file that ends here
+            is_intact = int.from_bytes(check) == zlib.crc32(content, zlib.crc32(kind))
+            if is_critical and not is_intact and len(check) == 4:  # Pillow itself judges a file that ends here
                 raise ValueError(f"wrong checksum of {kind!r}")
             if kind == b"tRNS" and colour_type in (GREY, TRUE_COLOUR):
                 content = _scaled_samples(content, depth, colour_type)
-            if is_critical or (is_sound and len(content) >= KEPT[kind]):
+            if is_critical or (is_intact and len(content) >= KEPT[kind]):
                 yield kind, content
         at += 12 + length
         if kind == b"IEND":
@@ -83,24 +83,24 @@ def _shown_animation(chunks: list[Chunk]) -> list[Chunk]:
 
     The animation ends at the first gap in its sequence numbers, where a damaged chunk was left out.
     """
-    sound, number = list[Chunk](), 0
+    intact, number = list[Chunk](), 0
     for kind, content in chunks:
         if kind in (b"fcTL", b"fdAT"):
             number = number + 1 if int.from_bytes(content[:4]) == number else -1  # which nothing equals
             if number < 0:
                 continue
-        sound.append((kind, content))
-    kinds = [kind for kind, _ in sound]
+        intact.append((kind, content))
+    kinds = [kind for kind, _ in intact]
     still = kinds.index(b"IDAT")
     first, second, *_ = [at for at, kind in enumerate(kinds) if kind == b"fcTL"] + [len(kinds)] * 2
     if b"acTL" not in kinds[:still] or first == len(kinds):
-        return [chunk for chunk in sound if chunk[0] not in (b"acTL", b"fcTL", b"fdAT")]
+        return [chunk for chunk in intact if chunk[0] not in (b"acTL", b"fcTL", b"fdAT")]
     if first < still or b"fdAT" not in kinds[first:second]:
-        return sound
-    frame = [(b"IDAT", content[4:]) for kind, content in sound[first:second] if kind == b"fdAT"]
+        return intact
+    frame = [(b"IDAT", content[4:]) for kind, content in intact[first:second] if kind == b"fdAT"]
     later = [
         (kind, (int.from_bytes(content[:4]) - len(frame)).to_bytes(4) + content[4:])
-        for kind, content in sound[second:]
+        for kind, content in intact[second:]
         if kind in (b"fcTL", b"fdAT")
     ]
-    return [*(chunk for chunk in sound[: first + 1] if chunk[0] != b"IDAT"), *frame, *later, (b"IEND", b"")]
+    return [*(chunk for chunk in intact[: first + 1] if chunk[0] != b"IDAT"), *frame, *later, (b"IEND", b"")]

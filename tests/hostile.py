@@ -1,6 +1,6 @@
-"""Build hostile files: python tests/hostile.py FOLDER
+"""Write hostile files into a folder: python tests/hostile.py FOLDER
 
-Each file is written here, byte by byte or by changing a picture that Pillow has encoded.
+The files are built byte by byte, or by changing a picture that Pillow has encoded.
 """
 
 import random
@@ -43,7 +43,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, pixels: bytes = b"", *, depth: int = 8, colour: int = 0, extra: bytes = b"") -> bytes:
-    """A PNG with any header, valid or not; `pixels` are compressed already."""
+    """A PNG with any header, valid or not. `pixels` must be compressed."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return PNG_START + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
@@ -51,21 +51,21 @@ def png(width: int, height: int, pixels: bytes = b"", *, depth: int = 8, colour:
 @cache
 def zeros(count: int) -> bytes:
     """`count` zeros, compressed with zlib."""
-    packer = zlib.compressobj(9)
+    compressor = zlib.compressobj(9)
     block = bytes(1 << 20)
-    parts = [packer.compress(block[: min(len(block), count - start)]) for start in range(0, count, len(block))]
-    return b"".join(parts) + packer.flush()
+    parts = [compressor.compress(block[: min(len(block), count - start)]) for start in range(0, count, len(block))]
+    return b"".join(parts) + compressor.flush()
 
 
 def resized(content: bytes, marker: bytes, offset: int, form: str, side: int) -> bytes:
-    """The file with another width and height in its header, `offset` bytes behind a marker."""
+    """Replace the width and height in a file's header, which are `offset` bytes after a marker."""
     at = content.index(marker) + offset
     sides = struct.pack(form, side, side)
     return content[:at] + sides + content[at + len(sides) :]
 
 
 def bombs(plain: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """Decompression bombs: small files of huge pictures."""
+    """Decompression bombs: small files that decode to huge pictures."""
     yield "real-bomb.png", png(9400, 9400, zeros(9401 * 9400))
     yield "bomb.png", png(60_000, 60_000, zeros(1 << 24))
     yield "within-the-pixels.png", png(5_900, 5_900, zeros(5_901 * 5_900))
@@ -92,7 +92,7 @@ def odd_shapes() -> Iterator[tuple[str, bytes]]:
 
 
 def disguises(plain: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """Files of another format than their name says, and polyglots."""
+    """Files whose format is not that of their name, and files that are valid in two formats."""
     yield "jpeg-inside.png", plain["JPEG"]
     yield "svg.png", SVG
     yield "html.jpg", b"<!doctype html><script>alert(1)</script>"
@@ -124,11 +124,11 @@ def metadata(plain: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     yield "profile-bomb.png", head + chunk(b"iCCP", b"a\0\0" + zeros(1 << 28)) + rest
     yield "broken-profile.jpg", encode(noise(SIDE, SIDE), "JPEG", icc_profile=random.Random(1).randbytes(3_000))
     yield "broken-profile.webp", encode(noise(SIDE, SIDE), "WEBP", icc_profile=b"\0" * 200)
-    # An EXIF directory (TIFF 6.0, section 2) of one entry, whose successor is itself.
+    # An EXIF directory (TIFF 6.0, section 2) of one entry. The next directory is the same one.
     for name, kind, value in (("short", 3, 6), ("zero", 3, 0), ("nine", 3, 9), ("large", 3, 65_535), ("text", 2, 8)):
         entry = struct.pack("<HHHIHH", 1, 0x0112, kind, 1, value, 0)
         yield f"orientation-{name}-loop.jpg", with_exif(jpeg, b"II*\0\x08\0\0\0" + entry + struct.pack("<I", 8))
-    loop = struct.pack("<HHHII", 1, 0x8769, 4, 1, 8)  # the EXIF directory inside the directory is that directory
+    loop = struct.pack("<HHHII", 1, 0x8769, 4, 1, 8)  # a pointer from the directory to itself
     yield "exif-in-itself.jpg", with_exif(jpeg, b"II*\0\x08\0\0\0" + loop + bytes(4))
     far = struct.pack("<HHHII", 1, 0x0112, 3, 0xFFFF_FFFF, 0xFFFF_FFF0)
     yield "exif-far-away.jpg", with_exif(jpeg, b"II*\0\x08\0\0\0" + far + bytes(4))
@@ -141,7 +141,7 @@ def with_exif(jpeg: bytes, exif: bytes) -> bytes:
 
 
 def animations() -> Iterator[tuple[str, bytes]]:
-    """Animations of ten thousand frames, and of fewer large ones."""
+    """Animations of ten thousand small frames, and of eight large ones."""
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")] * 5_000
     for name in ("GIF", "PNG", "WEBP"):
         yield f"frames.{name.lower()}", encode(frames[0], name, save_all=True, append_images=frames[1:], duration=1)

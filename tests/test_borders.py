@@ -51,7 +51,7 @@ def test_a_plain_margin_is_a_border(sides: tuple[int, int, int, int], colour: st
     assert np.abs(cropped - alone).mean() < 12
 
 
-def test_the_signs_of_a_phone_belong_to_the_border() -> None:
+def test_the_status_bar_of_a_phone_belongs_to_the_border() -> None:
     screen = ImageOps.expand(noise(240, 240), (0, 120, 0, 120), "black")
     draw = ImageDraw.Draw(screen)
     draw.text((8, 6), "12:34", "white")

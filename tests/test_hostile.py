@@ -1,4 +1,4 @@
-"""Hostile files get an answer or one sentence, quickly and in little memory."""
+"""Each hostile file is answered or refused in one sentence, within limits of time and memory."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from model import Classifier, Prediction
 
 SECONDS = 2
 MEGABYTES = 500
-STILL_GOOD = {
+READABLE = {
     "16-bit.png", "cmyk.jpg", "jpeg-inside.png", "archive-behind.png", "script-behind.gif", "page-in-comment.jpg",
     "broken-profile.jpg", "broken-profile.webp", "within-the-pixels.png", "long.png", "many-texts.png",
     "frames.gif", "frames.png", "frames.webp", "large-frames.gif", "more-pixels.png", "giant-metadata.jpg",
@@ -55,7 +55,7 @@ def outcome(content: bytes) -> str:
 
 def test_each_hostile_file_opens_or_gets_a_sentence(files: dict[str, bytes]) -> None:
     outcomes = {name: outcome(content) for name, content in files.items()}
-    assert {name for name in outcomes if not outcomes[name] and not name.startswith("truncated")} == STILL_GOOD
+    assert {name for name in outcomes if not outcomes[name] and not name.startswith("truncated")} == READABLE
     for sentence in outcomes.values():
         assert not sentence or (sentence.startswith("This ") and sentence.endswith(".") and len(sentence) < 200)
 
@@ -76,23 +76,23 @@ def test_no_hostile_file_takes_long_or_much_memory(files: dict[str, bytes], tmp_
 
 
 def test_hostile_files_that_open_are_classified(files: dict[str, bytes], tiny_classifier: Classifier) -> None:
-    for name in STILL_GOOD:
+    for name in READABLE:
         assert isinstance(classify_upload(tiny_classifier, name, files[name]).answer, Prediction)
 
 
 NAMES = ("../../etc/passwd.png", "<script>a</script>**b**:red[c].png", "😀🏳️.png", "a\u202egnp.exe.png", "a%00b.png")
 
 
-def test_names_are_only_names(address: str, server_tmp: Path) -> None:
-    """On the page and over HTTP. The tests of the gallery cover how names are shown."""
+def test_names_change_no_answer(address: str, server_tmp: Path) -> None:
+    """A file's name changes no answer, on the page or over HTTP. How names are shown is tested in test_gallery.py."""
 
-    async def visit(address: str, name: str) -> Shown:
+    async def upload(address: str, name: str) -> Shown:
         async with Visitor(address) as visitor:
             return await visitor.ask(name, picture)
 
     picture = encode(noise(90, 60))
     with Client(base_url=address, timeout=60) as client:
-        answers = {name: asyncio.run(visit(address, name)) for name in (*NAMES, "plain.png")}
+        answers = {name: asyncio.run(upload(address, name)) for name in (*NAMES, "plain.png")}
         assert len(set(answers.values())) == 1
         assert answers["plain.png"].verdict
         for name in NAMES:
@@ -102,7 +102,7 @@ def test_names_are_only_names(address: str, server_tmp: Path) -> None:
         assert endless.status_code == 422
         assert endless.json()["error"].startswith("The body cannot be read")
         with pytest.raises(HTTPError, match="400"):
-            asyncio.run(visit(address, "x" * 5000 + ".png"))
+            asyncio.run(upload(address, "x" * 5000 + ".png"))
     assert not list(server_tmp.iterdir())
 
 
@@ -111,7 +111,7 @@ SEEDS = [encode(noise(side, 40, side), name) for name in ENCODINGS for side in (
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A valid file after a few random mutations."""
+    """A valid file, changed in one to six random places."""
     content = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, len(content) - 1))

@@ -247,7 +247,7 @@ def test_phones_second_pictures_are_no_animation(file_format: str) -> None:
         ((4000, 3000), (1000, 750)),  # a quarter
         ((1500, 900), (SHOWN_SIDE, 876)),  # a half would be too small
         ((4000, 700), (SHOWN_SIDE, 256)),  # of a quarter, too little would be left across
-        ((300, 15000), (SHORT_SIDE, 8000)),  # a strip of 28 pixels' width would be answered wrongly
+        ((300, 15000), (SHORT_SIDE, 8000)),  # 28 pixels across would be too few for the network
     ],
 )
 def test_large_photos_come_smaller(size: tuple[int, int], opened_size: tuple[int, int]) -> None:
