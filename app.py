@@ -62,7 +62,7 @@ TEST_RESULTS = {
     gradcam.PARTLY: "Partly: without the marked part {}; other parts matter, too.",
     gradcam.FAILS: "Does not hold: {}, other parts carry the answer too.",
 }
-# Shows nothing but a progress bar; style.css has its styles.
+# Shows nothing but a progress bar; style.css has its styles. In the dialog, it only tells screen readers the answer.
 client = st.components.v2.component(
     "client",
     html='<div role="status"></div><progress aria-label="Uploading" hidden></progress>',
@@ -144,13 +144,6 @@ def fall_in_words(before: float, after: float, label: str) -> str:
     return " → ".join(f"{p if label == MEME else 1 - p:.0%}" for p in (before, after))
 
 
-def border_sentence(picture: Image.Image, box: tuple[int, int, int, int]) -> str:
-    cut = (box[0], box[1], picture.width - box[2], picture.height - box[3])
-    sides = [side for side, pixels in zip(("left", "top", "right", "bottom"), cut, strict=True) if pixels]
-    listed = " and ".join([", ".join(sides[:-1]), sides[-1]] if len(sides) > 1 else sides)
-    return f"Judged without the plain border at the {listed}: only the outlined part counts."
-
-
 def show_head(key: str, name: str, prediction: Prediction, place: str) -> None:
     """Name, verdict, the visitor's verdict, and what the probability is worth."""
     correction = st.session_state["corrections"].get(key)
@@ -160,7 +153,9 @@ def show_head(key: str, name: str, prediction: Prediction, place: str) -> None:
         with st.container(width="stretch", gap="xxsmall"):
             st.html(name_html(name))
             st.header(f":{COLOURS[verdict]}[{words}]", anchor=False)
-        with st.container(horizontal=True, width="content", gap="xsmall", key=f"{place}-verdict"):
+        with st.container(
+            horizontal=True, vertical_alignment="center", width="content", gap="xsmall", key=f"{place}-verdict"
+        ):
             st.caption("Your verdict", width="content")
             for choice, letter in ((MEME, "M"), (NOT_MEME, "N")):
                 st.button(
@@ -178,11 +173,12 @@ def show_head(key: str, name: str, prediction: Prediction, place: str) -> None:
     low, high = gallery.edges(st.session_state["strictness"], load_classifier())
     with st.container(key=f"{place}-bar", gap="xxsmall"):
         st.html(
-            f"<style>.st-key-{place}-bar {{--low: {low:.1%}; --high: {high:.1%}; --fill: var(--{verdict})}}"
+            f"<style>.st-key-{place}-head, .st-key-{place}-bar {{--fill: var(--{verdict})}}"
+            f".st-key-{place}-bar {{--low: {low:.1%}; --high: {high:.1%}}}"
             f".st-key-{place}-head h2::before {{content: '{gallery.ICONS[verdict]} ' / ''}}</style>"
         )
         st.progress(probability, text=f"Probability that this is a meme: {probability:.0%}")
-        worth = f"Of 100 unseen pictures scored like this, {100 * gallery.share_of_memes(probability):.0f} were memes."
+        worth = gallery.worth_in_words(probability)
         if correction:
             worth += f" The classifier's verdict: {verdict_in_words(prediction.verdict, probability)}."
         elif verdict == NOT_SURE:
@@ -222,14 +218,9 @@ def choose_display(place: str) -> tuple[str, str, float]:
     return method, colour_map, opacity / 100
 
 
-@st.fragment
-def show_answer(key: str, name: str, data: bytes, place: str) -> None:
-    """The answer and its heatmap; the controls in here redraw it without classifying again."""
-    if place == "dialog":
-        gallery.rerun_if_changed()
+def show_heatmap(prediction: Prediction, data: bytes, place: str) -> None:
+    """Picture and heatmap, and the controls that redraw them without classifying again."""
     picture, explanation = answer(data)
-    prediction = gallery.with_strictness(explanation.prediction, st.session_state["strictness"], load_classifier())
-    show_head(key, name, prediction, place)
 
     label_key, picture_key = f"{place}-evidence", f"{place}-picture"
     sha256 = hashlib.sha256(data).hexdigest()
@@ -273,10 +264,8 @@ def show_answer(key: str, name: str, data: bytes, place: str) -> None:
     else:
         box = content_box(picture)
         show_picture(left, "Your picture", gradcam.outline(picture, box), "The picture as it was judged")
-        if box:
-            left.caption(border_sentence(picture, box))
-        if picture.info.get("animated"):
-            left.caption("This picture is animated; its first frame was judged.")
+        for sentence in gallery.notes(picture, box):
+            left.caption(sentence)
         if test:
             st.write("This heatmap marks nothing, so there is nothing to hide.")
     show_picture(
@@ -318,24 +307,34 @@ def show_test(checked: FaithfulnessCheck, before: float, label: str) -> None:
         )
 
 
-def show_item(key: str, item: Item, data: bytes | None, place: str = "dialog") -> None:
+def show_item(key: str, item: Item, data: bytes | None, place: str) -> None:
     """The answer to one picture at its largest; `data` is None if the original is no longer there."""
     if isinstance(item.answer, BadImage):
         st.error(escape_markdown(error_sentence(item.name, item.answer)), icon=":material/broken_image:")
-    elif data is not None:
-        show_answer(key, item.name, data, place)
-    else:
-        show_head(key, item.name, item.answer, place)
+        return
+    show_head(key, item.name, item.answer, place)
+    if data is None:
         st.html(f'<div class="small">{picture_html(item.thumbnail or b"")}</div>')
-        st.caption("The original had to make room for newer pictures. Add it again to see its heatmap.")
+        st.caption(f"{item.warning} The original had to make room for newer pictures. Add it again to see its heatmap.")
+    elif place == "dialog":  # which is a fragment
+        show_heatmap(item.answer, data, place)
+    else:
+        st.fragment(show_heatmap)(item.answer, data, place)
+
+
+def show_reviewed(key: str, item: Item, data: bytes | None) -> None:
+    """One picture in the dialog."""
+    show_item(key, item, data, "dialog")
+    client(data={"status": gallery.in_one_sentence(item, st.session_state["corrections"].get(key))}, key="reviewed")
 
 
 def classify_single(name: str, data: bytes) -> Item:
     try:
-        prediction = answer(data)[1].prediction
+        picture, explanation = answer(data)
     except BadImage as error:
-        return Item(name, error, None)
-    return Item(name, gallery.with_strictness(prediction, st.session_state["strictness"], load_classifier()), None)
+        return Item(name, error)
+    prediction = gallery.with_strictness(explanation.prediction, st.session_state["strictness"], load_classifier())
+    return Item(name, prediction, warning=picture.info["warning"])
 
 
 def show_introduction() -> None:
@@ -408,12 +407,12 @@ with st.container(key="page"):
             else:
                 item = gallery.judged_items(load_classifier())[key]
             show_item(key, item, data, "page")
-            status = gallery.in_one_sentence(item)
+            status = gallery.in_one_sentence(item, st.session_state["corrections"].get(key))
         if len(order) < 2:
             gallery.choose_strictness()
     if len(order) > 1:
         with st.container(border=True, key="gallery"):
-            status = gallery.show_gallery(uploads, load_classifier(), core_semaphore(), progress, show_item)
+            status = gallery.show_gallery(uploads, load_classifier(), core_semaphore(), progress, show_reviewed)
     with st.expander("Examples and accuracy") if status else st.container():
         show_introduction()
     result = client(

@@ -54,11 +54,13 @@ class Item:
         name: as the visitor's computer has it: data, never markup or a path.
         answer: the prediction, or what is wrong with the file.
         thumbnail: a small JPEG; None of a file that cannot be read.
+        warning: one sentence if a part of the picture is missing, else empty.
     """
 
     name: str
     answer: Prediction | BadImage
-    thumbnail: bytes | None
+    thumbnail: bytes | None = None
+    warning: str = ""
 
 
 WORDS = {MEME: "Meme", NOT_MEME: "Not a meme", NOT_SURE: "Not sure", None: "Cannot be read"}
@@ -114,9 +116,9 @@ def classify_upload(classifier: Classifier, name: str, data: bytes) -> Item:
     try:
         picture = open_picture(data)
     except BadImage as error:
-        return Item(name, error, None)
+        return Item(name, error)
     (prediction,) = classifier.predict([picture])
-    return Item(name, prediction, thumbnail(picture))
+    return Item(name, prediction, thumbnail(picture), picture.info["warning"])
 
 
 def thumbnail(picture: Image.Image) -> bytes:
@@ -184,6 +186,31 @@ def keys_over_budget(sizes: dict[str, int]) -> list[str]:
     return over
 
 
+def notes(picture: Image.Image, box: tuple[int, int, int, int] | None) -> Iterator[str]:
+    """What of the file was judged, where that is not all of it: a sentence for each reason."""
+    if picture.info["warning"]:
+        yield picture.info["warning"]
+    if box:
+        yield border_sentence(picture, box)
+    if picture.info["animated"] and picture.info["frame"]:
+        yield f"This is an animation: frame {picture.info['frame'] + 1}, the first of more than one colour, was judged."
+    elif picture.info["animated"]:
+        yield "This is an animation: only its first frame was judged."
+
+
+def border_sentence(picture: Image.Image, box: tuple[int, int, int, int]) -> str:
+    """At which sides a border was cropped.
+
+    Args:
+        picture: whole.
+        box: left, top, right and bottom edge of what was judged, in pixels, from `content_box`.
+    """
+    cut = (box[0], box[1], picture.width - box[2], picture.height - box[3])
+    sides = [side for side, pixels in zip(("left", "top", "right", "bottom"), cut, strict=True) if pixels]
+    listed = " and ".join([", ".join(sides[:-1]), sides[-1]] if len(sides) > 1 else sides)
+    return f"Judged without the plain border at the {listed}: only the outlined part counts."
+
+
 def error_sentence(name: str, error: BadImage) -> str:
     """The error with the file's name as its subject, or before it."""
     sentence, replaced = re.subn(r"^This (file|picture|JPEG) ", lambda _: f"{name} ", str(error), count=1)
@@ -196,12 +223,20 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"^(\d+)\.", r"\1\\.", one_line)  # else the start of a numbered list
 
 
-def in_one_sentence(item: Item) -> str:
+def worth_in_words(probability: float) -> str:
+    """How many of the unseen pictures with such a probability were memes."""
+    memes = round(100 * share_of_memes(probability))
+    return f"Of 100 unseen pictures scored like this, {memes} {'was a meme' if memes == 1 else 'were memes'}."
+
+
+def in_one_sentence(item: Item, correction: str | None) -> str:
     """A picture's answer for a screen reader."""
     if isinstance(item.answer, BadImage):
         return error_sentence(item.name, item.answer)
+    if correction:
+        return f"{item.name}: {WORDS[correction]}, your verdict"
     words = verdict_in_words(item.answer.verdict, item.answer.meme_probability)
-    return f"{item.name}: {words}, {item.answer.meme_probability:.0%}"
+    return f"{item.name}: {words}, probability of a meme {item.answer.meme_probability:.0%}"
 
 
 def counts_in_words(items: dict[str, Item], corrections: dict[str, str]) -> str:
@@ -235,9 +270,10 @@ def card_html(item: Item, correction: str | None) -> str:
         return f'{sentence}<div class="verdict unreadable">{ICONS[None]} {WORDS[None]}</div>{name_html(item.name)}'
     verdict = correction or item.answer.verdict
     words = WORDS[verdict] if correction else verdict_in_words(verdict, item.answer.meme_probability)
-    note = f"you: {CLASS_NAMES[correction]}" if correction else f"{item.answer.meme_probability:.0%}"
+    note = "by you" if correction else f"{item.answer.meme_probability:.0%}"
+    warning = f'<div class="warning" title="{html.escape(item.warning)}">Incomplete</div>' if item.warning else ""
     return (
-        f'{picture_html(item.thumbnail)}<div class="verdict {verdict}">{ICONS[verdict]} {words}'
+        f'{picture_html(item.thumbnail)}{warning}<div class="verdict {verdict}">{ICONS[verdict]} {words}'
         f"<small>{note}</small></div>{name_html(item.name)}"
     )
 
@@ -276,11 +312,15 @@ def sort_items(
 
 
 def table(items: dict[str, Item], corrections: dict[str, str], classifier: Classifier) -> str:
-    """All answers as CSV, with the visitor's correction and the final verdict in two further columns."""
+    """All answers as CSV, with the visitor's correction, the final verdict and a warning in further columns."""
     rows = [row_of(item.name, item.answer, classifier.sha256) for item in items.values()]
     # The byte-order mark is for Excel, which else reads names in an old encoding of the visitor's country.
     final = final_verdicts(items, corrections)
-    more = {"correction": [corrections.get(key, "") for key in items], "final": [final[key] or "" for key in items]}
+    more = {
+        "correction": [corrections.get(key, "") for key in items],
+        "final": [final[key] or "" for key in items],
+        "warning": [item.warning for item in items.values()],
+    }
     return "\ufeff" + csv_text(rows, more)
 
 
@@ -355,7 +395,7 @@ def safe_name(name: str) -> str:
 
 def start_session() -> None:
     """Set the session state that the functions below share."""
-    st.session_state["changed"] = False  # since a fragment last drew what other parts of the page show, too
+    st.session_state["changed"] = False  # what the gallery behind the dialog shows, since the script last ran
     for name in ("items", "corrections", "without_upload", "removed"):
         st.session_state.setdefault(name, {})
     for name in ("order", "review"):
@@ -369,7 +409,6 @@ def correct(key: str, verdict: str) -> None:
     """Store the visitor's verdict on a picture."""
     st.session_state["corrections"].pop(key, None)  # so that the latest correction comes last
     st.session_state["corrections"][key] = verdict
-    st.session_state["changed"] = True
 
 
 def undo(key: str) -> None:
@@ -379,14 +418,12 @@ def undo(key: str) -> None:
         undone = key if key in corrections else next(reversed(corrections))
         del corrections[undone]
         st.session_state["opened"] = st.session_state["opened"] and undone
-        st.session_state["changed"] = True
 
 
 def open_item(key: str | None, keys: list[str] | None = None) -> None:
     """Open a picture in the dialog, or close the dialog; `keys` are the pictures to step through."""
     st.session_state["opened"] = key
     st.session_state["review"] = keys or st.session_state["review"]
-    st.session_state["changed"] = True
 
 
 def remove(keys: list[str], then_open: str | None = None) -> None:
@@ -398,6 +435,7 @@ def remove(keys: list[str], then_open: str | None = None) -> None:
             st.session_state[held].pop(key, None)
     st.session_state["order"] = [key for key in st.session_state["order"] if key not in keys]
     open_item(then_open)
+    st.session_state["changed"] = True
 
 
 def remove_all() -> None:
@@ -406,12 +444,6 @@ def remove_all() -> None:
     st.session_state["example"] = None
     st.session_state["generation"] += 1  # new, empty uploaders
     st.session_state["removed"] = {}
-
-
-def rerun_if_changed() -> None:
-    """In the dialog: run the whole script after a click that changes the gallery behind the dialog, too."""
-    if st.session_state["changed"]:
-        st.rerun()
 
 
 def _free_upload(key: str) -> None:
@@ -440,7 +472,7 @@ def take_refused() -> None:
     """Add the files that client.js did not send, or that did not arrive, as items without a picture."""
     for name, size, reason in st.session_state["client"].refused or []:
         key = f"refused {name} {size}"
-        st.session_state["items"][key] = Item(str(name), BadImage(_too_large(int(size)) if size else str(reason)), None)
+        st.session_state["items"][key] = Item(str(name), BadImage(_too_large(int(size)) if size else str(reason)))
         st.session_state["without_upload"][key] = True
         st.session_state["order"] = [*(one for one in st.session_state["order"] if one != key), key]
 
@@ -540,14 +572,14 @@ def show_gallery(
         show_item: shows one picture in the dialog, from its key, its answer, and its file if that is still there.
 
     Returns:
-        The counts in words.
+        What a screen reader says: the counts once all pictures are classified.
     """
     corrections: dict[str, str] = st.session_state["corrections"]
     items = judged_items(classifier)
     numbers = {key: number for number, key in enumerate(st.session_state["order"], 1)}
     summary = st.empty()
     summary.markdown(f"**{counts_in_words(items, corrections)}**")
-    with st.container(horizontal=True, key="filters"):
+    with st.container(horizontal=True, vertical_alignment="center", key="filters"):
         chosen, order = choose_filter(items, corrections)
     choose_strictness()
     wanted = [verdict for verdict, words in WORDS.items() if chosen in (ALL, words)]
@@ -567,10 +599,10 @@ def show_gallery(
         st.caption("None of the pictures.")
     release_originals(uploads)
     show_downloads(items, uploads, classifier, free_core)
-    if (opened := st.session_state["opened"]) in items:
-        in_dialog = st.dialog(f"Picture {numbers[opened]}", width="large", on_dismiss=partial(open_item, None))
-        in_dialog(show_review)(items, uploads, show_item)
-    return counts_in_words(items, corrections)
+    if st.session_state["opened"] in items:
+        in_dialog = st.dialog("Review", width="large", on_dismiss=partial(open_item, None))
+        in_dialog(show_review)(items, uploads, show_item, summary)
+    return f"{len(items)} pictures classified. {counts_in_words(items, corrections)}"
 
 
 def choose_filter(items: dict[str, Item], corrections: dict[str, str]) -> tuple[str, str | None]:
@@ -588,7 +620,7 @@ def choose_filter(items: dict[str, Item], corrections: dict[str, str]) -> tuple[
         key="filter",
     )
     order = st.selectbox(
-        "Order", list(SORT_KEYS), index=None, placeholder="as uploaded", width=220, label_visibility="collapsed"
+        "Order", list(SORT_KEYS), index=None, placeholder="Order: as uploaded", width=220, label_visibility="collapsed"
     )
     return chosen, order
 
@@ -638,9 +670,16 @@ def show_review(
     items: dict[str, Item],
     uploads: dict[str, UploadedFile],
     show_item: Callable[[str, Item, bytes | None], None],
+    summary: DeltaGenerator,
 ) -> None:
-    """In a dialog: step through the pictures and correct verdicts."""
-    rerun_if_changed()
+    """In a dialog: step through the pictures and correct verdicts.
+
+    Most clicks draw only the dialog anew, because Streamlit closes and opens it again when the whole script runs. The
+    cards behind it follow when it is closed.
+    """
+    if st.session_state["changed"]:
+        st.rerun()
+    summary.markdown(f"**{counts_in_words(items, st.session_state['corrections'])}**")
     opened: str = st.session_state["opened"]
     keys = [key for key in st.session_state["review"] if key in items]
     here = keys.index(opened) if opened in keys else 0

@@ -1,10 +1,15 @@
+import csv
 import dataclasses
 import html
+import json
 import re
 import tomllib
 from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
 from threading import Event
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import streamlit as st
@@ -115,28 +120,86 @@ def test_one_example_is_a_doubtful_case(classifier: Classifier) -> None:
     assert NOT_SURE in {prediction.verdict for prediction in classifier.predict(examples)}
 
 
-def test_strictness_moves_the_verdict_and_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: dict[str, Any] = {
-        key: {"threshold": threshold, "recall": {"value": recall}, "precision": {"value": precision}}
+@pytest.fixture
+def measured_strictness(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A metrics file with thresholds such that one, none or all of mountains, cat and poster are memes."""
+    pictures = [open_picture(ROOT / "examples" / f"{name}.jpg") for name in ("mountains", "concert_poster", "cat_meme")]
+    mountains, poster, cat = (prediction.meme_probability for prediction in classifier.predict(pictures))
+    strictness: dict[str, Any] = {
+        key: {
+            "threshold": threshold,
+            "recall": {"value": recall, "low": recall - 0.02, "high": recall + 0.02},
+            "precision": {"value": precision, "low": precision - 0.02, "high": precision + 0.02},
+        }
         for key, threshold, recall, precision in (
-            ("nearly_all", 0.2, 0.97, 0.71),
-            ("balanced", 0.6, 0.9, 0.8),
-            ("certain", 0.999, 0.72, 0.95),
+            ("nearly_all", (mountains + poster) / 2, 0.97, 0.71),
+            ("balanced", classifier.threshold, 0.9, 0.8),
+            ("certain", (poster + cat) / 2, 0.72, 0.95),
         )
     }
-    shipped = gallery.metrics()
-    monkeypatch.setattr(gallery, "metrics", lambda: shipped | {"strictness": measured})
+    shipped = json.loads(gallery.METRICS.read_text())
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(shipped | {"strictness": strictness}))
+    monkeypatch.setattr(gallery, "METRICS", path)
+    gallery.metrics.cache_clear()
+    yield strictness
+    gallery.metrics.cache_clear()
+
+
+def test_strictness_moves_the_verdict_and_the_marks(measured_strictness: Any, classifier: Classifier) -> None:
     page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
-    choose(page, "Cat meme")
-    for strictness, found in measured.items():
+    choose(page, "Concert poster")
+    verdicts = []
+    for strictness, found in measured_strictness.items():
         page.radio(key="strictness").set_value(strictness).run()
         assert not page.exception
         assert f"finds {found['recall']['value']:.0%} of memes, right on {found['precision']['value']:.0%}" in str(
             page.radio(key="strictness").proto
         )
-        if strictness != gallery.BALANCED:
-            assert f"from {found['threshold']:.0%} on: meme." in texts(page)
-            assert ("Not sure" in headers(page)[0]) == (strictness == "certain")
+        verdicts.append(headers(page)[0].rstrip("]").rpartition("[")[2])
+        mark = found["threshold"] if strictness != gallery.BALANCED else classifier.not_sure[1]
+        assert f"from {mark:.0%} on: meme." in texts(page)
+    assert [verdict in ("Meme", "Probably a meme") for verdict in verdicts] == [True, False, False]
+
+
+def test_strictness_moves_counts_filter_table_and_zip(
+    measured_strictness: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloads: dict[str, Any] = {}
+    download_button = st.download_button
+
+    def noted(label: str, make: Any, **named: Any) -> bool:
+        downloads[label] = make
+        return download_button(label, make, **named)
+
+    monkeypatch.setattr(st, "download_button", noted)
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    examples = [f"{name}.jpg" for name in ("mountains", "concert_poster", "cat_meme")]
+    add(page, [(name, (ROOT / "examples" / name).read_bytes()) for name in examples])
+    for strictness, memes in (("nearly_all", examples[1:]), ("certain", examples[2:]), ("balanced", examples[2:])):
+        assert strictness in measured_strictness
+        page.radio(key="strictness").set_value(strictness).run()
+        assert not page.exception
+        assert f"Meme: {len(memes)} · " in markdown(page)
+        assert f"Meme {len(memes)}" in page.pills(key="filter").options
+        rows = list(csv.DictReader(downloads["Table (CSV)"]().splitlines()))
+        assert [row["\ufeffpath"] for row in rows if row["verdict"] == row["final"] == "meme"] == memes
+        with ZipFile(BytesIO(downloads["Only the memes (ZIP)"]())) as archive:
+            assert [name.partition("_")[2] for name in archive.namelist()] == memes
+        show(page, "Meme")
+        assert names(page) == memes
+        show(page, gallery.ALL)
+
+
+def test_without_measurements_there_is_no_choice_of_strictness(measured_strictness: Any, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({key: value for key, value in gallery.metrics().items() if key != "strictness"}))
+    gallery.metrics.cache_clear()
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    choose(page, "Mountains")
+    assert not page.exception
+    assert len(measured_strictness) == 3
+    assert len(page.radio) == 0
 
 
 def test_one_picture_is_corrected_and_the_correction_undone(page: AppTest) -> None:
@@ -457,7 +520,14 @@ def test_a_picture_that_fell_out_of_the_cache_does_not_lock_the_page(monkeypatch
 def test_an_animation_says_that_one_frame_was_judged(page: AppTest) -> None:
     frames = [noise(80, 80, seed) for seed in range(3)]
     page.file_uploader[0].upload("moving.gif", encode(frames[0], "GIF", save_all=True, append_images=frames[1:])).run()
-    assert "its first frame was judged" in texts(page)
+    assert "This is an animation: only its first frame was judged." in texts(page)
+
+
+def test_a_picture_with_a_missing_part_says_so(page: AppTest) -> None:
+    data = encode(noise(300, 300), "JPEG", quality=95)
+    page.file_uploader[0].upload("cut.jpg", data[: len(data) * 98 // 100]).run()
+    assert "of this picture is missing, because its file ends early." in texts(page)
+    assert len(headers(page)) == 1
 
 
 def test_the_server_limits_what_the_page_promises() -> None:

@@ -1,3 +1,4 @@
+import re
 from contextlib import closing, nullcontext
 from io import BytesIO
 from threading import Barrier, Event, Timer
@@ -17,9 +18,11 @@ from gallery import (
     error_sentence,
     escape_markdown,
     final_verdicts,
+    in_one_sentence,
     keys_over_budget,
     map_on_free_cores,
     metrics,
+    notes,
     overlays,
     safe_name,
     share_of_memes,
@@ -28,6 +31,7 @@ from gallery import (
     table,
     verdict_in_words,
     with_strictness,
+    worth_in_words,
 )
 from gradcam import explain, overlay
 from images import BadImage, open_picture
@@ -193,11 +197,52 @@ def test_names_are_never_markup() -> None:
 
 def test_the_table_has_every_picture_and_the_corrections(tiny_classifier: Classifier) -> None:
     lines = table(ITEMS, {"b": MEME}, tiny_classifier).splitlines()
-    assert lines[0] == "\ufeffpath,label,meme_probability,verdict,error,checkpoint,correction,final"
-    assert lines[1] == "a,meme,0.9,meme,,,,meme"
-    assert lines[2] == "b,not_meme,0.1,not_meme,,,meme,meme"
-    assert lines[3] == "c,,,,This file is empty.,,,"
+    assert lines[0] == "\ufeffpath,label,meme_probability,verdict,error,checkpoint,correction,final,warning"
+    assert lines[1] == "a,meme,0.9,meme,,,,meme,"
+    assert lines[2] == "b,not_meme,0.1,not_meme,,,meme,meme,"
+    assert lines[3] == "c,,,,This file is empty.,,,,"
     assert len(lines) == 6
+
+
+def test_a_picture_of_which_a_part_is_missing_says_so(tiny_classifier: Classifier) -> None:
+    whole = encode(noise(300, 300), "JPEG", quality=95)
+    cut = whole[: len(whole) * 98 // 100]
+    (sentence,) = notes(open_picture(cut), None)
+    assert re.fullmatch(r"The last \d% of this picture is missing, because its file ends early\.", sentence)
+    incomplete = classify_upload(tiny_classifier, "x.jpg", cut)
+    assert f'title="{sentence}">Incomplete' in card_html(incomplete, None)
+    assert table({"x": incomplete}, {}, tiny_classifier).endswith(f',"{sentence}"\r\n')
+    assert list(notes(open_picture(whole), None)) == []
+    assert "Incomplete" not in card_html(classify_upload(tiny_classifier, "x.jpg", whole), None)
+
+
+@pytest.mark.parametrize(
+    ("blank", "sentence"),
+    [
+        (0, "This is an animation: only its first frame was judged."),
+        (2, "This is an animation: frame 3, the first of more than one colour, was judged."),
+    ],
+)
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP"])
+def test_an_animation_names_the_frame_that_was_judged(file_format: str, blank: int, sentence: str) -> None:
+    frames = [Image.new("RGB", (80, 80), (90 * n, 90, 90)) for n in range(blank)] + [noise(80, 80, n) for n in (1, 2)]
+    moving = encode(frames[0], file_format, save_all=True, append_images=frames[1:])
+    assert list(notes(open_picture(moving), None)) == [sentence]
+    assert list(notes(open_picture(encode(frames[-1])), None)) == []
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0.006, "1 was a meme"), (0.0, "0 were memes"), (0.02, "2 were memes"), (1.0, "100 were memes")],
+)
+def test_one_meme_is_singular(share: float, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gallery.share_of_memes", lambda _: share)
+    assert worth_in_words(0.5) == f"Of 100 unseen pictures scored like this, {words}."
+
+
+def test_a_screen_reader_is_told_each_answer() -> None:
+    spoken = [in_one_sentence(ITEMS[key], correction) for key, correction in (("a", None), ("b", MEME), ("c", None))]
+    assert spoken == ["a: Meme, probability of a meme 90%", "b: Meme, your verdict", "c is empty."]
 
 
 def test_pictures_are_sorted_into_folders_and_corrections_win() -> None:
