@@ -54,7 +54,7 @@ class Item:
         name: as the visitor's computer has it: data, never markup or a path.
         answer: the prediction, or what is wrong with the file.
         thumbnail: a small JPEG; None of a file that cannot be read.
-        warning: one sentence if a part of the picture is missing, else empty.
+        warning: what of the file was not classified, as `open_picture` says it, else empty.
     """
 
     name: str
@@ -192,10 +192,8 @@ def notes(picture: Image.Image, box: tuple[int, int, int, int] | None) -> Iterat
         yield picture.info["warning"]
     if box:
         yield border_sentence(picture, box)
-    if picture.info["animated"] and picture.info["frame"]:
-        yield f"This is an animation: frame {picture.info['frame'] + 1}, the first of more than one colour, was judged."
-    elif picture.info["animated"]:
-        yield "This is an animation: only its first frame was judged."
+    if picture.info["animated"] and not picture.info["frame"]:  # else the warning names the frame
+        yield "Only the first frame of this animation was classified."
 
 
 def border_sentence(picture: Image.Image, box: tuple[int, int, int, int]) -> str:
@@ -271,7 +269,7 @@ def card_html(item: Item, correction: str | None) -> str:
     verdict = correction or item.answer.verdict
     words = WORDS[verdict] if correction else verdict_in_words(verdict, item.answer.meme_probability)
     note = "by you" if correction else f"{item.answer.meme_probability:.0%}"
-    warning = f'<div class="warning" title="{html.escape(item.warning)}">Incomplete</div>' if item.warning else ""
+    warning = f'<div class="warning" title="{html.escape(item.warning)}">Note</div>' if item.warning else ""
     return (
         f'{picture_html(item.thumbnail)}{warning}<div class="verdict {verdict}">{ICONS[verdict]} {words}'
         f"<small>{note}</small></div>{name_html(item.name)}"

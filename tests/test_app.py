@@ -520,7 +520,7 @@ def test_a_picture_that_fell_out_of_the_cache_does_not_lock_the_page(monkeypatch
 def test_an_animation_says_that_one_frame_was_judged(page: AppTest) -> None:
     frames = [noise(80, 80, seed) for seed in range(3)]
     page.file_uploader[0].upload("moving.gif", encode(frames[0], "GIF", save_all=True, append_images=frames[1:])).run()
-    assert "This is an animation: only its first frame was judged." in texts(page)
+    assert "Only the first frame of this animation was classified." in texts(page)
 
 
 def test_a_picture_with_a_missing_part_says_so(page: AppTest) -> None:

@@ -210,17 +210,17 @@ def test_a_picture_of_which_a_part_is_missing_says_so(tiny_classifier: Classifie
     (sentence,) = notes(open_picture(cut), None)
     assert re.fullmatch(r"The last \d% of this picture is missing, because its file ends early\.", sentence)
     incomplete = classify_upload(tiny_classifier, "x.jpg", cut)
-    assert f'title="{sentence}">Incomplete' in card_html(incomplete, None)
+    assert f'title="{sentence}">Note' in card_html(incomplete, None)
     assert table({"x": incomplete}, {}, tiny_classifier).endswith(f',"{sentence}"\r\n')
     assert list(notes(open_picture(whole), None)) == []
-    assert "Incomplete" not in card_html(classify_upload(tiny_classifier, "x.jpg", whole), None)
+    assert ">Note<" not in card_html(classify_upload(tiny_classifier, "x.jpg", whole), None)
 
 
 @pytest.mark.parametrize(
     ("blank", "sentence"),
     [
-        (0, "This is an animation: only its first frame was judged."),
-        (2, "This is an animation: frame 3, the first of more than one colour, was judged."),
+        (0, "Only the first frame of this animation was classified."),
+        (2, "Frame 3 of this animation was classified, because those before it show only one colour."),
     ],
 )
 @pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP"])
