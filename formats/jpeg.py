@@ -16,6 +16,7 @@ PROGRESSIVE = 0xC2
 ARITHMETIC = (0xC9, 0xCA)
 RESTARTS = [bytes((0xFF, code)) for code in range(0xD0, 0xD8)]
 BLOCK = 8  # pixels along each side
+LARGE = 4_000_000  # pixels; at the fraction at which more are decoded, the end of the last scan cannot be seen
 COEFFICIENTS = 64  # of a block
 NO_DATA = range(127, 130)  # levels where libjpeg has no data; converting colours may add or take one
 NOISE = bytes(range(254, 191, -1))
@@ -66,8 +67,11 @@ def may_lack_rows(data: bytes, decoded: Image.Image) -> bool:
     for _, marker, content in segments(data):
         if marker in FRAMES:
             components = content[5]
-            if marker in (PROGRESSIVE, *ARITHMETIC):
-                return marker == PROGRESSIVE  # arithmetic coding may leave out its last bytes
+            height, width = int.from_bytes(content[1:3]), int.from_bytes(content[3:5])
+            if marker in ARITHMETIC:
+                return False  # it may leave out its last bytes
+            if marker == PROGRESSIVE:
+                return width * height < LARGE or _lacks_scans(data)
         elif marker == START_OF_SCAN:
             if content[0] < components:
                 return True
@@ -88,25 +92,19 @@ def missing_share(data: bytes, decoded: Image.Image, draft_size: tuple[int, int]
         decoded: the picture as libjpeg decodes the file.
         draft_size: least width and height in pixels for which it was decoded, see `Image.draft`.
     """
+    if _lacks_scans(data):
+        return 1.0
     end, last_scan, height = len(data), 0, 1
-    expected, complete = set[tuple[int, int]](), set[tuple[int, int]]()  # coefficients of components
     for at, marker, content in segments(data):
         if marker in ARITHMETIC:
             return 1.0
         if marker in FRAMES:
             height = int.from_bytes(content[1:3])
-            expected = {(component, number) for component in content[6::3] for number in range(COEFFICIENTS)}
         elif marker == START_OF_SCAN:
-            last_scan, count = at, content[0]
-            first, last, approximation = content[1 + 2 * count : 4 + 2 * count]
-            if not approximation & 15:  # else a later scan has their last bit
-                components = content[1 : 1 + 2 * count : 2]
-                complete |= {(component, number) for component in components for number in range(first, last + 1)}
+            last_scan = at
         elif marker == END_OF_IMAGE:
             end = at
             break
-    if not expected <= complete:
-        return 1.0
 
     def missing_rows(end: int) -> int:
         continued = _decode_continued(data[:end], last_scan, draft_size)
@@ -116,6 +114,23 @@ def missing_share(data: bytes, decoded: Image.Image, draft_size: tuple[int, int]
     if data.endswith(bytes(PADDING), 0, end) and (rows or not missing_rows(end - PADDING // 2)):
         rows = missing_rows(len(data[:end].rstrip(b"\0")))  # the zeros are not the picture's
     return rows / height
+
+
+def _lacks_scans(data: bytes) -> bool:
+    """Whether no scan has the last bit of some coefficient."""
+    expected, complete = set[tuple[int, int]](), set[tuple[int, int]]()  # coefficients of components
+    for _, marker, content in segments(data):
+        if marker in FRAMES:
+            expected = {(component, number) for component in content[6::3] for number in range(COEFFICIENTS)}
+        elif marker == START_OF_SCAN:
+            count = content[0]
+            first, last, approximation = content[1 + 2 * count : 4 + 2 * count]
+            if not approximation & 15:
+                components = content[1 : 1 + 2 * count : 2]
+                complete |= {(component, number) for component in components for number in range(first, last + 1)}
+        elif marker == END_OF_IMAGE:
+            break
+    return not expected <= complete
 
 
 def _decode_continued(known: bytes, scan: int, draft_size: tuple[int, int]) -> Image.Image:

@@ -230,6 +230,19 @@ def test_a_progressive_jpeg_that_lacks_scans_is_refused(kind: str, end: bytes) -
     assert outcome(whole[: -(len(whole) - scans[-1]) // 50] + end)
 
 
+def test_a_large_progressive_jpeg_is_decoded_once_but_may_lack_no_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encode(noise(2500, 1700), "JPEG", progressive=True)
+    scans = [found.start() for found in re.finditer(rb"\xff\xda", whole)]
+    for at in scans[1:]:
+        assert outcome(whole[:at] + END) is None
+
+    def decode(*_: Any) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr("formats.jpeg._decode_continued", decode)
+    assert outcome(whole) == 0
+
+
 def test_a_jpeg_that_ends_in_its_headers_is_refused() -> None:
     whole = encode(detailed(64, 64), "JPEG")
     for length in range(3, whole.index(b"\xff\xda") + 10, 7):
