@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 import serve
+from benchmarks.load import Visitor
 from benchmarks.page import running_server
 from gradcam import explain, overlay
 from images import open_picture
@@ -185,11 +186,16 @@ def test_uploads_never_touch_the_disk(client: TestClient, monkeypatch: pytest.Mo
     assert "error" in response.json()["pictures"][0]
 
 
+async def verdict_on_the_page(address: str) -> str:
+    async with Visitor(address) as session:
+        return (await session.ask("cat.jpg", MEME)).verdict
+
+
 def test_one_process_serves_the_page_and_the_api(address: str) -> None:
     with Client(base_url=address, timeout=60) as browser:
-        assert "<title>Streamlit</title>" in browser.get("/").text
         (row,) = browser.post("/api/classify", files=pictures(("cat.jpg", MEME))).json()["pictures"]
         assert row["label"] == "meme"
+        assert "[Meme]" in asyncio.run(verdict_on_the_page(address))
         assert browser.get("/api/openapi.json").json()["info"]["title"] == "Meme Classifier"
 
 
