@@ -62,7 +62,7 @@ TEST_RESULTS = {
     gradcam.PARTLY: "Partly: without the marked part {}; other parts matter, too.",
     gradcam.FAILS: "Does not hold: {}, other parts carry the answer too.",
 }
-# Shows nothing but a progress bar; style.css has its styles. In the dialog, it only tells screen readers the answer.
+# In the dialog, it only tells screen readers the answer. Its styles are in style.css.
 client = st.components.v2.component(
     "client",
     html='<div role="status"></div><progress aria-label="Uploading" hidden></progress>',
@@ -145,7 +145,7 @@ def fall_in_words(before: float, after: float, label: str) -> str:
 
 
 def show_head(key: str, name: str, prediction: Prediction, place: str) -> None:
-    """Name, verdict, the visitor's verdict, and what the probability is worth."""
+    """Name, verdict, buttons to correct it, and what the probability is worth."""
     correction = st.session_state["corrections"].get(key)
     verdict, probability = correction or prediction.verdict, prediction.meme_probability
     words = WORDS[verdict] if correction else verdict_in_words(verdict, probability)
@@ -322,7 +322,7 @@ def show_item(key: str, item: Item, data: bytes | None, place: str) -> None:
         st.fragment(show_heatmap)(item.answer, data, place)
 
 
-def show_reviewed(key: str, item: Item, data: bytes | None) -> None:
+def show_in_dialog(key: str, item: Item, data: bytes | None) -> None:
     """One picture in the dialog."""
     show_item(key, item, data, "dialog")
     client(data={"status": gallery.in_one_sentence(item, st.session_state["corrections"].get(key))}, key="reviewed")
@@ -405,14 +405,14 @@ with st.container(key="page"):
                 data = uploads[key].getvalue()
                 item = classify_single(uploads[key].name, data)
             else:
-                item = gallery.judged_items(load_classifier())[key]
+                item = gallery.items_with_strictness(load_classifier())[key]
             show_item(key, item, data, "page")
             status = gallery.in_one_sentence(item, st.session_state["corrections"].get(key))
         if len(order) < 2:
             gallery.choose_strictness()
     if len(order) > 1:
         with st.container(border=True, key="gallery"):
-            status = gallery.show_gallery(uploads, load_classifier(), core_semaphore(), progress, show_reviewed)
+            status = gallery.show_gallery(uploads, load_classifier(), core_semaphore(), progress, show_in_dialog)
     with st.expander("Examples and accuracy") if status else st.container():
         show_introduction()
     result = client(

@@ -38,12 +38,12 @@ MAX_ITEMS = 2000  # answers in one session, each with a thumbnail of some 10 KB
 MIN_RIGHT = 0.8  # share of right answers on unseen pictures, below which the words are "Probably …"
 THUMBNAIL_SIDE = 300  # pixels; shown at half of that, for dense screens
 OVERLAY_SIDE = 800  # pixels; a hundred of them are held in memory at once
-MAX_AT_ONCE = 8  # of one visitor's pictures
+MAX_AT_ONCE = 8  # pictures of one session
 MAX_NAME = 80  # characters of a picture's own name inside a ZIP
 MAX_NAME_BYTES = 200  # of the same; file systems take 255, and a number and a suffix are added
 
-Thing = TypeVar("Thing")
-Result = TypeVar("Result")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Item:
     """One uploaded picture and its answer.
 
     Attributes:
-        name: as the visitor's computer has it: data, never markup or a path.
+        name: as the browser sent it; untrusted, so never used as markup or as a path.
         answer: the prediction, or what is wrong with the file.
         thumbnail: a small JPEG; None of a file that cannot be read.
         warning: what of the file was not classified, as `open_picture` says it, else empty.
@@ -84,35 +84,35 @@ SORT_KEYS: dict[str, Callable[[Prediction, Classifier], float]] = {
 
 
 def map_on_free_cores(
-    work: Callable[[Thing], Result], things: Iterable[Thing], free_core: AbstractContextManager[object]
-) -> Generator[Result, None, None]:
-    """Do some work on each of a visitor's things, on several cores at once, and give the results in their order.
+    function: Callable[[Input], Output], inputs: Iterable[Input], free_core: AbstractContextManager[object]
+) -> Generator[Output, None, None]:
+    """Apply a function to each input, on several cores at once, and yield the results in order.
 
-    Closing the iterator waits for what has begun; the rest is never done.
+    Closing the generator waits for the calls that have begun, and cancels the others.
 
     Args:
-        work: what to do.
-        things: all are taken at once.
-        free_core: held while the work on one thing is done.
+        function: what to apply.
+        inputs: all are taken at once.
+        free_core: held during each call.
     """
 
-    def on_a_core(thing: Thing) -> Result:
+    def on_a_core(one: Input) -> Output:
         with free_core:
             if closed.is_set():  # while it waited for the core
                 raise CancelledError
-            return work(thing)
+            return function(one)
 
     closed = Event()
     pool = ThreadPoolExecutor(min(usable_cores(), MAX_AT_ONCE))
     try:
-        yield from pool.map(on_a_core, things)  # which cancels what has not begun
+        yield from pool.map(on_a_core, inputs)  # cancels the calls that have not begun
     finally:
         closed.set()
         pool.shutdown()
 
 
 def classify_upload(classifier: Classifier, name: str, data: bytes) -> Item:
-    """Answer one upload."""
+    """Classify one upload."""
     try:
         picture = open_picture(data)
     except BadImage as error:
@@ -187,7 +187,7 @@ def keys_over_budget(sizes: dict[str, int]) -> list[str]:
 
 
 def notes(picture: Image.Image, box: tuple[int, int, int, int] | None) -> Iterator[str]:
-    """What of the file was judged, where that is not all of it: a sentence for each reason."""
+    """A sentence for each part of the file that was not classified: missing rows, a border, other frames."""
     if picture.info["warning"]:
         yield picture.info["warning"]
     if box:
@@ -201,7 +201,7 @@ def border_sentence(picture: Image.Image, box: tuple[int, int, int, int]) -> str
 
     Args:
         picture: whole.
-        box: left, top, right and bottom edge of what was judged, in pixels, from `content_box`.
+        box: left, top, right and bottom edge of the part that was classified, in pixels, from `content_box`.
     """
     cut = (box[0], box[1], picture.width - box[2], picture.height - box[3])
     sides = [side for side, pixels in zip(("left", "top", "right", "bottom"), cut, strict=True) if pixels]
@@ -216,7 +216,7 @@ def error_sentence(name: str, error: BadImage) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text from a stranger as Markdown that shows it unchanged."""
+    """Untrusted text as Markdown that shows it unchanged."""
     one_line = re.sub(r"([\\`*_{}\[\]()<>#+|~:$&!^=-])", r"\\\1", " ".join(text.split()))
     return re.sub(r"^(\d+)\.", r"\1\\.", one_line)  # else the start of a numbered list
 
@@ -277,7 +277,7 @@ def card_html(item: Item, correction: str | None) -> str:
 
 
 def final_verdicts(items: dict[str, Item], corrections: dict[str, str]) -> dict[str, str | None]:
-    """What each picture counts as: the visitor's own verdict, else ours; None for what cannot be read."""
+    """The user's correction of each picture, else the classifier's verdict; None for files that cannot be read."""
     return {
         key: corrections.get(key, item.answer.verdict) if isinstance(item.answer, Prediction) else None
         for key, item in items.items()
@@ -295,10 +295,10 @@ def sort_items(
 
     Args:
         items: all of them, in the order of their upload.
-        corrections: the visitor's own verdicts, by key.
-        classifier: whose answers they have.
-        verdicts: show only what counts as one of these; None is what cannot be read.
-        order: one of `SORT_KEYS`, or None for the order of the upload. What cannot be read comes last.
+        corrections: the user's verdicts, by key.
+        classifier: which predicted them.
+        verdicts: the final verdicts to show; None for files that cannot be read.
+        order: one of `SORT_KEYS`, or None for the order of the upload. Files that cannot be read come last.
     """
 
     def place(key: str) -> float:
@@ -310,9 +310,9 @@ def sort_items(
 
 
 def table(items: dict[str, Item], corrections: dict[str, str], classifier: Classifier) -> str:
-    """All answers as CSV, with the visitor's correction, the final verdict and a warning in further columns."""
+    """All answers as CSV, with the user's correction, the final verdict and a warning in further columns."""
     rows = [row_of(item.name, item.answer, classifier.sha256) for item in items.values()]
-    # The byte-order mark is for Excel, which else reads names in an old encoding of the visitor's country.
+    # The byte-order mark is for Excel, which otherwise assumes a legacy encoding.
     final = final_verdicts(items, corrections)
     more = {
         "correction": [corrections.get(key, "") for key in items],
@@ -356,7 +356,7 @@ def overlays(
     Args:
         uploads: key and content of each picture.
         items: the answers by key; those without a prediction are left out.
-        classifier: whose answers they are.
+        classifier: which predicted them.
         free_core: held while one picture is open.
     """
     numbers = {key: number for number, key in enumerate(items, 1)}
@@ -377,14 +377,14 @@ def overlays(
 
 
 def _add(archive: ZipFile, name: str, content: bytes) -> None:
-    """Without the time, by which Streamlit would keep a second download of the same as another file."""
+    """Add a file without its time: equal archives must be equal bytes, or Streamlit stores each download anew."""
     member = ZipInfo(name)
     member.external_attr = 0o644 << 16  # without it, nobody might read the unpacked file
     archive.writestr(member, content)
 
 
 def safe_name(name: str) -> str:
-    """The last part of a name from a stranger, without anything that a file system could take amiss."""
+    """The last part of an untrusted name, without characters that a file system or a shell may treat specially."""
     plain = unicodedata.normalize("NFC", PurePosixPath(name.replace("\\", "/")).name)
     stem, dot, suffix = re.sub(r"[^\w.-]", "_", plain).lstrip(".").rpartition(".")
     short = (stem or suffix)[:MAX_NAME].encode()[:MAX_NAME_BYTES].decode(errors="ignore")
@@ -404,7 +404,7 @@ def start_session() -> None:
 
 
 def correct(key: str, verdict: str) -> None:
-    """Store the visitor's verdict on a picture."""
+    """Store the user's verdict on a picture."""
     st.session_state["corrections"].pop(key, None)  # so that the latest correction comes last
     st.session_state["corrections"][key] = verdict
 
@@ -487,17 +487,17 @@ def release_originals(uploads: dict[str, UploadedFile]) -> None:
         del uploads[key]
 
 
-def judged_items(classifier: Classifier) -> dict[str, Item]:
+def items_with_strictness(classifier: Classifier) -> dict[str, Item]:
     """All answers in the order of their arrival, at the chosen strictness."""
     items: dict[str, Item] = st.session_state["items"]
-    judged = {}
+    result = {}
     for key in st.session_state["order"]:
         if key in items:
             item = items[key]
             if isinstance(item.answer, Prediction):
                 item = replace(item, answer=with_strictness(item.answer, st.session_state["strictness"], classifier))
-            judged[key] = item
-    return judged
+            result[key] = item
+    return result
 
 
 def classify_uploads(
@@ -510,7 +510,7 @@ def classify_uploads(
 
     Args:
         uploads: all of them, by key.
-        classifier: what answers.
+        classifier: which classifies them.
         free_core: held while one picture is open.
         place: where to show the progress.
     """
@@ -534,7 +534,7 @@ def classify_uploads(
 
 
 def choose_strictness() -> None:
-    """Let the visitor move the threshold."""
+    """Let the user choose the threshold, by its measured recall and precision."""
     measured = metrics().get("strictness")
     if not measured:
         return
@@ -564,7 +564,7 @@ def show_gallery(
 
     Args:
         uploads: by key; those that do not fit into memory are removed.
-        classifier: what answers.
+        classifier: which classifies them.
         free_core: held while one picture is open.
         progress: where to show the progress.
         show_item: shows one picture in the dialog, from its key, its answer, and its file if that is still there.
@@ -573,7 +573,7 @@ def show_gallery(
         What a screen reader says: the counts once all pictures are classified.
     """
     corrections: dict[str, str] = st.session_state["corrections"]
-    items = judged_items(classifier)
+    items = items_with_strictness(classifier)
     numbers = {key: number for number, key in enumerate(st.session_state["order"], 1)}
     summary = st.empty()
     summary.markdown(f"**{counts_in_words(items, corrections)}**")
@@ -586,7 +586,7 @@ def show_gallery(
     for key in choose_page(shown, f"page-{chosen}-{order}"):
         show_card(cards, numbers[key], items[key], corrections.get(key), partial(open_item, key, shown))
     for key in classify_uploads(uploads, classifier, free_core, progress):
-        items = judged_items(classifier)
+        items = items_with_strictness(classifier)
         summary.markdown(f"**{counts_in_words(items, corrections)}**")
         shown.append(key)
         if chosen == ALL and not order and len(shown) <= PER_PAGE:
