@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Command, rows_of, run
@@ -18,6 +19,7 @@ import classify
 from images import find_pictures
 from photo_library import watch
 from photo_library.xmp import XmpDocument
+from tables import READERS
 
 LEAVES = {"meme": "Meme", "not_meme": "Not a meme", "not_sure": "Not sure"}
 
@@ -177,8 +179,8 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-class Visitor(threading.Thread):
-    """Somebody who changes a folder while it is being watched, and stops the watch at the end."""
+class FolderEditor(threading.Thread):
+    """Changes a folder while it is being watched, and stops the watch at the end."""
 
     def __init__(self, steps: Callable[[], None], stop_with: int) -> None:
         super().__init__()
@@ -230,13 +232,13 @@ def test_watching_answers_what_comes_changes_and_comes_back(
         shutil.copy(one / "late.png", folder / "last.png")
         until(lambda: (folder / "last.png.xmp").exists() and str(folder / "last.png") in verdicts())
 
-    visitor = Visitor(steps, stop_with)
-    visitor.start()
+    editor = FolderEditor(steps, stop_with)
+    editor.start()
     options = ("--csv", table, "--copy-to", folder / "sorted", "--xmp", "--watch")
     code = classify_tiny(folder, *options)
-    visitor.join()
-    if visitor.failure:
-        raise visitor.failure
+    editor.join()
+    if editor.failure:
+        raise editor.failure
     assert code == 0
     assert "Stopped watching." in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -246,6 +248,37 @@ def test_watching_answers_what_comes_changes_and_comes_back(
     assert all(path.with_name(path.name + ".xmp").exists() for path in pictures)
     assert classify_tiny(folder, *options[:-1]) == 0
     assert "20 of 20 pictures were classified before" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_stop_in_the_middle_of_a_batch_leaves_whole_rows(
+    *, kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classify_tiny: Command
+) -> None:
+    table = tmp_path / f"a.{kind}"
+    first, classify_and_save = find_pictures(folder), classify.classify_and_save
+
+    def later(*_arguments: object) -> Iterator[list[Path]]:
+        for number in range(40):
+            shutil.copy(first[0], folder / f"new{number}.png")
+        yield sorted(folder.glob("new*.png"))
+        pytest.fail("the watch went on")
+
+    def stopped(job: classify.Job, paths: list[Path]) -> Iterator[Any]:
+        for number, result in enumerate(classify_and_save(job, paths)):
+            if len(paths) == 40 and number == 25:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield result
+
+    monkeypatch.setattr(watch, "watch_pictures", later)
+    with monkeypatch.context() as stop:
+        stop.setattr(classify, "classify_and_save", stopped)
+        assert classify_tiny(folder, f"--{kind}", table, "--watch") == 0
+    rows = list(READERS[kind](table))
+    assert len(rows) == 16 + 25
+    assert classify_tiny(folder, f"--{kind}", table) == 0
+    assert [row.path for row in READERS[kind](table)][:41] == [row.path for row in rows]
+    assert sorted(row.path for row in READERS[kind](table)) == sorted(map(str, find_pictures(folder)))
 
 
 @pytest.mark.usefixtures("quick")
