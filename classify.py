@@ -12,11 +12,12 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -333,8 +334,9 @@ def list_pictures(arguments: argparse.Namespace, tables: Iterable[Path], *, quie
 
 def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     """Classify on this machine; `stack` closes the tables. Returns the exit code."""
-    if arguments.watch:  # services are stopped with SIGTERM
-        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
+    stopped = Event()
+    if arguments.watch:
+        stack.enter_context(interrupt_on_signals(stopped))
     tables_at = {kind: Path(file) for kind, file in arguments.tables.items()}
     for folder in [arguments.copy_to, arguments.overlays, *(file.parent for file in tables_at.values())]:
         if folder:
@@ -363,9 +365,9 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
         return code
     print("Watching for new pictures. Press Ctrl-C to stop.", file=sys.stderr)
     search = partial(list_pictures, arguments, tables_at.values(), quiet=True)
-    try:
+    with suppress(KeyboardInterrupt):
         classify_new_pictures(
-            watch_pictures([Path(path) for path in arguments.paths], search, known),
+            watch_pictures([Path(path) for path in arguments.paths], search, known, stopped),
             partial(fill_tables, job),
             files=tables_at,
             sha256=classifier.sha256,
@@ -373,9 +375,30 @@ def run(arguments: argparse.Namespace, stack: ExitStack) -> int:
             closing=closing,
             classified=set(map(str, paths)),
         )
-    except KeyboardInterrupt:
-        print("Stopped watching.", file=sys.stderr)
+    print("Stopped watching.", file=sys.stderr)
     return 0
+
+
+@contextmanager
+def interrupt_on_signals(stopped: Event) -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C and on SIGTERM, with which services are stopped, and set the event.
+
+    Python drops an exception that a signal raises while an object is being finalised; the event stays.
+    """
+
+    def interrupt(_number: int, _frame: object) -> None:
+        stopped.set()
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def fill_tables(job: Job, tables: list[tuple[Table, dict[str, Row]]], paths: list[Path]) -> int:

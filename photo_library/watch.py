@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple, TypeAlias
 
 from watchfiles import Change, watch
@@ -52,15 +53,16 @@ def signatures(paths: list[Path]) -> dict[Path, Signature]:
 
 
 def watch_pictures(
-    folders: list[Path], search: Callable[[], list[Path]], known: dict[Path, Signature]
+    folders: list[Path], search: Callable[[], list[Path]], known: dict[Path, Signature], stopped: Event | None = None
 ) -> Iterator[list[Path]]:
-    """Yield pictures as they appear or change, in batches, without end.
+    """Yield pictures as they appear or change, in batches, until it is stopped.
 
     Args:
         folders: to watch, with all their sub-folders. They may vanish and come back.
         search: finds all pictures that exist now.
         known: the signatures of the pictures that were classified. It is kept up to date. A file that vanishes stays
             in it, so that nothing is classified again when a drive comes back.
+        stopped: ends the watch when it is set.
 
     Yields:
         Pictures whose files have not changed for `SETTLE_SECONDS`.
@@ -68,6 +70,8 @@ def watch_pictures(
     unsettled = dict[Path, Unsettled]()
     last_scan, duration, is_requested = time.monotonic(), 0.0, True
     for notified in notifications(folders):
+        if stopped and stopped.is_set():
+            return
         is_requested = is_requested or notified
         now = time.monotonic()
         is_due = is_requested or unsettled or now - last_scan > RESCAN_SECONDS

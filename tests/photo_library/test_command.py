@@ -232,6 +232,8 @@ def test_watching_answers_what_comes_changes_and_comes_back(
         shutil.copy(one / "late.png", folder / "last.png")
         until(lambda: (folder / "last.png.xmp").exists() and str(folder / "last.png") in verdicts())
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     editor = FolderEditor(steps, stop_with)
     editor.start()
     options = ("--csv", table, "--copy-to", folder / "sorted", "--xmp", "--watch")
@@ -241,7 +243,7 @@ def test_watching_answers_what_comes_changes_and_comes_back(
         raise editor.failure
     assert code == 0
     assert "Stopped watching." in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert [signal.getsignal(number) for number in handlers] == list(handlers.values())
     pictures = [path for path in find_pictures(folder) if folder / "sorted" not in path.parents]
     assert len(pictures) == 20
     assert sorted(row["path"] for row in rows_of(table)) == sorted(map(str, pictures))  # each once, and no copy

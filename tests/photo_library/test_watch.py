@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -72,6 +73,15 @@ def test_many_at_once_are_one_batch(tmp_path: Path, clock: Clock) -> None:
     clock.then(SETTLE_SECONDS)
     (batch,) = watched(tmp_path)
     assert len(batch) == 1000
+
+
+def test_a_watch_ends_when_it_is_stopped(tmp_path: Path, clock: Clock) -> None:
+    """Even if Python has dropped the KeyboardInterrupt."""
+    stopped = Event()
+    clock.then(0.5, (tmp_path / "a.jpg").touch, notified=True)
+    clock.then(SETTLE_SECONDS, stopped.set)
+    clock.then(SETTLE_SECONDS, lambda: pytest.fail("it went on"))
+    assert list(watch_pictures([tmp_path], lambda: find_pictures(tmp_path), {}, stopped)) == []
 
 
 def test_a_download_counts_from_its_last_name(tmp_path: Path, clock: Clock) -> None:
