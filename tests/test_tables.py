@@ -47,6 +47,16 @@ def test_a_row_says_what_the_answer_says() -> None:
     assert ROWS[1] == Row('-b,"\n.png', None, None, None, "This file is empty.", "0123456789ab")
 
 
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_killed_run_loses_no_row(kind: str, tmp_path: Path) -> None:
+    """Each row is in the file before the next one is written."""
+    table, _ = open_table(tmp_path / "table", kind, SHA, NAMES)
+    for number, row in enumerate(ROWS, 1):
+        table.write(row)
+        assert list(READERS[kind](tmp_path / "table")) == ROWS[:number]
+    table.close()
+
+
 @pytest.mark.parametrize("kind", READERS)
 def test_rows_come_back_as_they_were_written(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "table"
