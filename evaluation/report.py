@@ -13,7 +13,7 @@ from evaluation.metrics import Estimate
 from model import DEFAULT_CHECKPOINT, Classifier
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/heatmaps.md", "docs/speed.md")
+DOCUMENTS = ("README.md", "MODEL_CARD.md", "docs/heatmaps.md", "docs/speed.md", "docs/training.md")
 FIGURES = {
     "accuracy": "accuracy",
     "precision": "precision: of the pictures called memes, how many are",
@@ -79,6 +79,26 @@ def source_table(means: Row) -> str:
     for key, name in SOURCE_FIGURES.items():
         write = decimal_with_interval if key in NOT_IN_PERCENT else with_interval
         lines.append(f"| {name} | {write(means[key])} |")
+    return "\n".join(lines)
+
+
+def history_table(histories: dict[str, list[Row]]) -> str:
+    """Where each network of the training stood at its end: means over the validation sources."""
+    lines = ["| network | draws | accuracy at even odds | AUROC |", "|---|---|---|---|"]
+    for name, history in histories.items():
+        end = history[-1]
+        figures = (percent(end["validation_accuracy"]), f"{end['validation_auroc']:.3f}")
+        lines.append(f"| {name} | {end['pictures']:,} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def improvement_table(better: Row) -> str:
+    """By how much a checkpoint is better than the one before it: differences of means over sources."""
+    lines = ["| better than the first edition by | value (95 % interval) |", "|---|---|"]
+    accuracy = {key: 100 * value for key, value in better["accuracy"].items()}
+    interval = f"{accuracy['low']:.1f} to {accuracy['high']:.1f}"
+    lines.append(f"| accuracy, percentage points | {accuracy['value']:.1f} ({interval}) |")
+    lines.append(f"| AUROC | {decimal_with_interval(better['auroc'])} |")
     return "\n".join(lines)
 
 
@@ -197,9 +217,9 @@ def checkpoint_table(classifier: Classifier) -> str:
 
 def tables() -> dict[str, str]:
     """Everything that is written into the documents, by name."""
-    metrics, effects, scores, speed = (
+    metrics, validation, effects, scores, speed = (
         json.loads((ROOT / "outputs" / f"{name}.json").read_text())
-        for name in ("metrics", "robustness", "faithfulness", "speed")
+        for name in ("metrics", "validation", "robustness", "faithfulness", "speed")
     )
     kinds = {KINDS.get(name, f"{name}s"): row for name, row in metrics["groups"].items()}
     sources = {name.replace("__", "/"): row for name, row in metrics["sources"].items()}
@@ -218,8 +238,11 @@ def tables() -> dict[str, str]:
         "checkpoint": checkpoint_table(classifier),
         "test set": f"{metrics['n']['meme']:,} memes and {metrics['n']['not_meme']:,} other pictures.",
         "figures": figure_table(metrics, tuple(FIGURES)),
-        "means over sources": source_table(metrics["by_source"]) if "by_source" in metrics else "",
-        "strictness": strictness_table(metrics["strictness"]) if "strictness" in metrics else "",
+        "means over sources": source_table(metrics["by_source"]),
+        "legs": history_table(classifier.about["histories"]),
+        "validation": source_table(validation["by_source"]),
+        "improvement": improvement_table(validation["better_than_baseline"]),
+        "strictness": strictness_table(metrics["strictness"]),
         "failures": failure_table(metrics, kinds, sources),
         "kinds": share_table("not memes", kinds),
         "sources": share_table("source of memes", sources),

@@ -15,7 +15,7 @@ def test_the_documents_have_the_measured_figures(name: str) -> None:
     assert report.fill(document) == document
 
 
-@pytest.mark.parametrize("name", ["metrics", "robustness", "faithfulness"])
+@pytest.mark.parametrize("name", ["metrics", "validation", "robustness", "faithfulness"])
 def test_the_figures_belong_to_the_shipped_checkpoint(name: str) -> None:
     figures = json.loads((ROOT / "outputs" / f"{name}.json").read_text())
     assert figures["checkpoint_sha256"] == hashlib.sha256(DEFAULT_CHECKPOINT.read_bytes()).hexdigest()
@@ -48,6 +48,21 @@ def test_means_over_sources_say_how_many_sources() -> None:
     assert "11 sources of memes and 45 of others" in table
     assert "| memes found | 90.0 % (85.0 % to 95.0 %) |" in table
     assert table.endswith("| 0.900 (0.850 to 0.950) |")
+
+
+def test_the_training_is_told_by_the_end_of_each_network() -> None:
+    history = [
+        {"pictures": draws, "loss": 1.0, "validation_accuracy": 0.9, "validation_auroc": draws / 1e5}
+        for draws in (12_800, 25_600)
+    ]
+    assert report.history_table({"leg 1": history}).endswith("\n| leg 1 | 25,600 | 90.0 % | 0.256 |")
+
+
+def test_an_improvement_is_in_percentage_points() -> None:
+    better = {key: {"value": 0.021, "low": -0.004, "high": 0.046} for key in ("accuracy", "auroc")}
+    table = report.improvement_table(better)
+    assert "| accuracy, percentage points | 2.1 (-0.4 to 4.6) |" in table
+    assert "| AUROC | 0.021 (-0.004 to 0.046) |" in table
 
 
 def test_strictness_settings_have_their_threshold() -> None:
