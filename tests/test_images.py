@@ -228,6 +228,14 @@ def test_white_on_transparent_is_seen(
     assert abs(cast(int, opened.getpixel((32, 32))) - cast(int, opened.getpixel((4, 4)))) > 100
 
 
+@pytest.mark.parametrize(("ink", "ground"), [(247, 128), (246, 255)])
+def test_ink_that_white_does_not_hide_stays_on_white(ink: int, ground: int) -> None:
+    picture = Image.new("LA", (64, 64))
+    picture.paste((ink, 255), (16, 16, 48, 48))
+    opened = open_picture(encode(picture)).convert("L")
+    assert (opened.getpixel((4, 4)), opened.getpixel((32, 32))) == (ground, ink)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_what_is_transparent_all_over_is_white(mode: str) -> None:
     assert open_picture(encode(Image.new(mode, (64, 48)))).getcolors() == [(64 * 48, (255, 255, 255))]

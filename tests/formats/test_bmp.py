@@ -83,15 +83,16 @@ def test_a_bmp_that_lacks_rows_is_refused(layout: str) -> None:
             open_picture(whole[:length])
 
 
-def test_a_bmp_of_alpha_bit_masks() -> None:
+@pytest.mark.parametrize("layout", ["A4R4G4B4", "B8G8R8A8"])
+def test_a_bmp_of_alpha_bit_masks(layout: str) -> None:
     """Windows CE has a fourth mask behind a header of 40 bytes, and another value for the compression."""
     alpha = np.full(PIXELS.shape[:2], 255)
     alpha[:10] = 0
-    data = bmp("A4R4G4B4", 56, alpha)
+    data = bmp(layout, 56, alpha)
     data = data[:14] + struct.pack("<I", 40) + data[18:30] + struct.pack("<I", 6) + data[34:]
     opened = np.asarray(open_picture(data))
     assert (opened[:10] == 255).all()
-    assert is_close(opened[10:], "A4R4G4B4")
+    assert is_close(opened[10:], layout)
 
 
 def test_a_mask_of_no_bits_is_a_channel_of_zeros() -> None:

@@ -101,13 +101,16 @@ def files() -> Iterator[tuple[str, bytes, str, str]]:
         ("XML", XML),
         ("mark and XML", b"\xef\xbb\xbf" + XML),
         ("comments", XML + b"<!-- made by <html> -->\n<!-- and --> \n"),
+        ("comment of two lines", b"<!-- made\nby hand -->"),
         ("long comment", XML + comment),
         ("doctype", XML + b'<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://www.w3.org/svg11.dtd">\n'),
-        ("entities", b'<!DOCTYPE svg [<!ENTITY a "b">]>'),
+        ("entities", b'<!DOCTYPE svg [\n<!ENTITY a "b">\n]>'),
     ):
         yield f"SVG, {name}", before + SVG, "an SVG drawing", EXPORT
         yield f"SVGZ, {name}", gzip.compress(before + SVG), "an SVG drawing", EXPORT
-    yield "SVG, UTF-16", ("\ufeff" + (XML + SVG).decode()).encode("utf-16-le"), "an SVG drawing", EXPORT
+    for encoding in ("utf-16-le", "utf-16-be"):
+        yield f"SVG, {encoding}", ("\ufeff" + (XML + SVG).decode()).encode(encoding), "an SVG drawing", EXPORT
+    yield "SVG, comments around", b"<!-- one --><svg><!-- two --></svg>", "an SVG drawing", EXPORT
     yield "SVG, prefix", XML + b'<s:svg xmlns:s="http://www.w3.org/2000/svg"/>', "an SVG drawing", EXPORT
     for name, before in (("bare", b""), ("mark", b"\xef\xbb\xbf"), ("junk", b"\n\xff\0 junk" * 100)):
         yield f"PDF, {name}", before + encode(PICTURE, "PDF"), "a PDF document", SCREENSHOT

@@ -243,6 +243,13 @@ def test_a_large_progressive_jpeg_is_decoded_once_but_may_lack_no_scan(monkeypat
     assert outcome(whole) == 0
 
 
+def test_a_large_progressive_jpeg_may_not_end_in_its_last_scan() -> None:
+    whole = encode(noise(2500, 1700), "JPEG", progressive=True)
+    last_scan = len(whole) - whole.rindex(b"\xff\xda")
+    assert outcome(whole[: -last_scan // 2]) is None
+    assert outcome(whole[: -last_scan // 50])
+
+
 def test_a_jpeg_that_ends_in_its_headers_is_refused() -> None:
     whole = encode(detailed(64, 64), "JPEG")
     for length in range(3, whole.index(b"\xff\xda") + 10, 7):

@@ -132,6 +132,7 @@ def test_metadata_is_never_unpacked(kind: bytes, monkeypatch: pytest.MonkeyPatch
 def test_a_png_without_its_end_opens_if_all_pixels_are_there() -> None:
     data = PLAIN["RGB"]
     assert same_pixels(data[:-12], data)  # no IEND
+    assert same_pixels(data[:-14], data)  # nor all of the checksum of IDAT
     assert same_pixels(with_metadata(data, behind=[png_chunk(b"tEXt", bytes(500))])[:-100], data)
     with pytest.raises(BadImage, match="damaged or incomplete"):
         open_picture(data[:-200])
