@@ -242,6 +242,8 @@ def test_base_path_and_origins_of_streamlit_hold_for_the_api(monkeypatch: pytest
             answer = browser.post(f"{address}/api/classify", headers={"Origin": origin})
             for response in (preflight, answer):
                 assert response.headers.get("access-control-allow-origin") == allowed
+            assert preflight.status_code == (200 if allowed else 400)
+            assert answer.headers["access-control-expose-headers"] == "Retry-After"
         with ExitStack() as uploads:  # of 100 MB each that have begun, until there are too many
             for _ in range(12):
                 upload = uploads.enter_context(closing(HTTPConnection(outside.removeprefix("http://"), timeout=60)))
@@ -255,7 +257,9 @@ def test_base_path_and_origins_of_streamlit_hold_for_the_api(monkeypatch: pytest
                 upload.endheaders()
             refused = upload.getresponse()
             assert refused.status == 503
+            assert int(refused.headers["retry-after"]) > 0
             assert refused.headers["access-control-allow-origin"] == "https://b.example"
+            assert refused.headers["access-control-expose-headers"] == "Retry-After"
 
 
 def test_refused_uploads_to_a_session_can_be_read_by_named_origins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,6 +270,7 @@ def test_refused_uploads_to_a_session_can_be_read_by_named_origins(monkeypatch: 
         refused = client.put(f"{UPLOAD_PATH}session/file", content=bytes(200), headers={"Origin": origin})
         assert refused.status_code == 413
         assert refused.headers.get("access-control-allow-origin") == allowed
+        assert ("access-control-expose-headers" in refused.headers) == bool(origins)
 
 
 @pytest.mark.parametrize(
