@@ -213,6 +213,9 @@ def test_watching_answers_what_comes_changes_and_comes_back(
     def verdicts() -> dict[str, str]:
         return {row["path"]: row["verdict"] or row["error"] for row in rows_of(table)} if table.exists() else {}
 
+    def probability(path: Path) -> str:
+        return next((row["meme_probability"] for row in rows_of(table) if row["path"] == str(path)), "")
+
     def steps() -> None:
         until(lambda: len(verdicts()) == 16)
         (folder / "album").mkdir()
@@ -223,6 +226,12 @@ def test_watching_answers_what_comes_changes_and_comes_back(
         until(lambda: str(one / "half.png") in verdicts())  # a download that hangs: the row says what is wrong
         (one / "half.png").write_bytes(half)
         until(lambda: verdicts().get(str(one / "half.png")) in LEAVES)
+        before = probability(one / "half.png")
+        older = tmp_path / "older.png"
+        older.write_bytes(encode(noise(90, 60, 6)))
+        os.utime(older, (0, 0))
+        older.replace(one / "half.png")  # as a backup does
+        until(lambda: probability(one / "half.png") not in (before, ""))
         shutil.move(one, tmp_path / "away")
         (tmp_path / "away" / "late.png").write_bytes(encode(noise(60, 60, 5)))
         shutil.move(tmp_path / "away", one)
