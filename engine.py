@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -360,20 +361,23 @@ def read_converted(path: Path, checkpoint_sha256: str) -> tuple[Any, float]:
     import openvino  # noqa: PLC0415
 
     try:
-        weights_sha256 = sha256(path.with_suffix(".bin"))
-        converted = openvino.Core().read_model(path)
+        content = path.read_text(encoding="utf-8")
         about = {
-            name: converted.get_rt_info(["meme_classifier", name]).astype(str)
+            name: re.findall(rf'<{name} value="([^"]*)"', content)[0]
             for name in ("checkpoint_sha256", "max_shift", "weights_sha256")
         }
         max_shift = float(about["max_shift"])
+        damaged = about["weights_sha256"] != sha256(path.with_suffix(".bin")) or not 0 <= max_shift <= 1
+        core = openvino.Core()
+        core.set_property({"ENABLE_MMAP": False})  # else the process crashes if another one cuts the file
+        converted = None if damaged else core.read_model(path)  # damaged weights may crash it
     except FileNotFoundError as error:
         raise BadConversion(f"There is no {path.name}.") from error
     except Exception as error:  # OpenVINO raises RuntimeError, and others, for what it cannot read
         raise BadConversion(f"{path.name} is damaged.") from error
     if about["checkpoint_sha256"] != checkpoint_sha256:
         raise BadConversion(f"{path.name} was made from another checkpoint.")
-    if about["weights_sha256"] != weights_sha256 or not 0 <= max_shift <= 1:
+    if converted is None:
         raise BadConversion(f"{path.name} is damaged.")
     return converted, max_shift
 

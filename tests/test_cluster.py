@@ -16,7 +16,6 @@ import torch
 from commands import run
 from fsspec.implementations.memory import MemoryFile
 from pictures import ROOT, encode, noise
-from ray.cluster_utils import Cluster
 
 import classify
 import cluster
@@ -25,17 +24,43 @@ from images import MAX_MEGABYTES, PictureSearch, find_pictures, open_picture, to
 from model import DEFAULT_CHECKPOINT, MEME, NOT_MEME, Classifier, write_checkpoint
 from tables import BadTable, lock_tables
 
+NORMAL_PRIORITY = {"RAY_worker_niceness": "0"}  # else all other work on this machine goes first
+
+
+class RayCluster:
+    """A cluster with one worker of two cores, see `ray_cluster.py`."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("ray_cluster.py")],
+            env=os.environ | NORMAL_PRIORITY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.address = self.read_line()
+
+    def read_line(self) -> str:
+        """Wait for what the process prints next."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line, f"the cluster ended with {self.process.wait()}"
+        return line.strip()
+
+    def command(self, word: str) -> None:
+        """Add a worker, or remove it without warning."""
+        assert self.process.stdin
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+        assert self.read_line() == "done"
+
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[Cluster]:
-    """A cluster with one worker of two cores. Tests may add further ones."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_worker_niceness", "0")  # else other work on this machine goes first
-        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        started.add_node(num_cpus=2)
-        started.wait_for_nodes()
-        yield started
-        started.shutdown()
+def ray_cluster() -> Iterator[RayCluster]:
+    """A cluster that the tests of this file share."""
+    cluster = RayCluster()
+    yield cluster
+    cluster.process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +74,19 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(address: str, *arguments: str | Path) -> subprocess.Popen[str]:
     """Start classify.py on the cluster at an address, in a process of its own: Ray leaves threads behind."""
     command = [sys.executable, str(ROOT / "classify.py"), *map(str, arguments), "--engine", "ray"]
-    environment = os.environ | {"RAY_ADDRESS": address, "RAY_worker_niceness": "0"}
+    environment = os.environ | NORMAL_PRIORITY | {"RAY_ADDRESS": address}
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_lost_worker_loses_and_duplicates_no_picture(
-    ray_cluster: Cluster, small_checkpoint: Path, tmp_path: Path
+    ray_cluster: RayCluster, small_checkpoint: Path, tmp_path: Path
 ) -> None:
     folder, table, count = tmp_path / "pictures", tmp_path / "table", 10 * cluster.BLOCK
     folder.mkdir()
     for number in range(count):
         (folder / f"{number:04}.png").write_bytes(encode(noise(60, 40, number)))
     (folder / "0007.png").write_bytes(b"no picture")
-    lost = ray_cluster.add_node(num_cpus=2)
-    ray_cluster.wait_for_nodes()
+    ray_cluster.command("add")
     running = start(ray_cluster.address, folder, "--checkpoint", small_checkpoint, "--parquet", table)
     deadline = time.monotonic() + 120
     while not list(table.glob("*.parquet")):
@@ -70,7 +94,7 @@ def test_a_lost_worker_loses_and_duplicates_no_picture(
             running.kill()
             pytest.fail(running.communicate()[1])
         time.sleep(0.05)
-    ray_cluster.remove_node(lost, allow_graceful=False)
+    ray_cluster.command("remove")
     assert len(list(table.glob("*.parquet"))) < 10
     _, errors = running.communicate(timeout=240)
     assert running.returncode == 1, errors
@@ -87,7 +111,7 @@ def test_a_lost_worker_loses_and_duplicates_no_picture(
 
 
 def test_addresses_are_read_and_written(
-    ray_cluster: Cluster,
+    ray_cluster: RayCluster,
     small_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -114,7 +138,7 @@ def test_a_worker_that_lacks_openvino_is_one_sentence(tmp_path: Path) -> None:
     options = ("--checkpoint", checkpoint, "--precision", "int8", "--device", "cpu", "--csv", tmp_path / "table")
     command = [sys.executable, str(ROOT / "classify.py"), str(ROOT / "examples"), "--engine", "ray", *map(str, options)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= {"PYTHONPATH": str(tmp_path), "RAY_worker_niceness": "0"}
+    environment |= NORMAL_PRIORITY | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
