@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -289,19 +289,29 @@ def compile_converted(converted: Any, source: nn.Module, precision: str, at_once
         precision: one of `INT8`, `BF16`, `FP32`; a quantised network runs in 8 bits whatever is said here.
         at_once: how many threads will call it at the same time; they share the cores.
     """
-    import openvino  # noqa: PLC0415
-
     # What is not quantised in an 8-bit network (5 % of its time) stays in full precision: its error was measured so.
     hint = "bf16" if precision == BF16 else "f32"
     settings = {"NUM_STREAMS": at_once, "INFERENCE_PRECISION_HINT": hint}
-    return OpenVINONetwork(openvino.Core().compile_model(converted, "CPU", settings), source, precision)
+    return OpenVINONetwork(openvino_core().compile_model(converted, "CPU", settings), source, precision)
+
+
+@cache
+def openvino_core() -> Any:
+    """The one OpenVINO Core of this process.
+
+    Each Core moves the alternate signal stack of the thread that makes it, and frees that memory at its end. After
+    several, the next signal, such as Ctrl-C, can find no stack and crashes the process.
+    """
+    import openvino  # noqa: PLC0415
+
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # else the process crashes if another one cuts a network's file
+    return core
 
 
 def native_precision() -> str:
     """What OpenVINO computes fastest in without quantisation: bfloat16 where the processor has it."""
-    import openvino  # noqa: PLC0415
-
-    return BF16 if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else FP32
+    return BF16 if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else FP32
 
 
 def compile_network(network: nn.Module, input_size: int, at_once: int = 1) -> OpenVINONetwork:
@@ -358,8 +368,6 @@ def read_converted(path: Path, checkpoint_sha256: str) -> tuple[Any, float]:
     Raises:
         BadConversion: if the files are missing, damaged or made from another checkpoint.
     """
-    import openvino  # noqa: PLC0415
-
     try:
         content = path.read_text(encoding="utf-8")
         about = {
@@ -368,9 +376,7 @@ def read_converted(path: Path, checkpoint_sha256: str) -> tuple[Any, float]:
         }
         max_shift = float(about["max_shift"])
         damaged = about["weights_sha256"] != sha256(path.with_suffix(".bin")) or not 0 <= max_shift <= 1
-        core = openvino.Core()
-        core.set_property({"ENABLE_MMAP": False})  # else the process crashes if another one cuts the file
-        converted = None if damaged else core.read_model(path)  # damaged weights may crash it
+        converted = None if damaged else openvino_core().read_model(path)  # damaged weights may crash it
     except FileNotFoundError as error:
         raise BadConversion(f"There is no {path.name}.") from error
     except Exception as error:  # OpenVINO raises RuntimeError, and others, for what it cannot read
@@ -519,9 +525,7 @@ def convert_once(classifier: Classifier) -> Any:
 
 def measurement_path(checkpoint_sha256: str) -> Path:
     """Where the measurement of a checkpoint's network is kept: another one for each processor and version."""
-    import openvino  # noqa: PLC0415
-
-    core = openvino.Core()
+    core = openvino_core()
     processor = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
     key = repr((checkpoint_sha256, version("openvino"), torch.__version__, processor))
     return cache_folder() / f"speed-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

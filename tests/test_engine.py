@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import re
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -577,3 +578,21 @@ def test_who_stops_early_does_not_wait_for_what_has_not_begun() -> None:
         assert next(results) == 0
         results.close()
     assert len(begun) <= 3
+
+
+def test_a_signal_finds_its_stack_after_several_networks() -> None:
+    """In a process of its own, because it crashes without this."""
+    script = """if True:
+        import gc, os, signal
+        from pathlib import Path
+        from engine import load_fastest
+        got = []
+        signal.signal(signal.SIGINT, lambda *_: got.append("Ctrl-C"))
+        networks = [load_fastest(Path("best_model.pth"), "int8") for _ in range(3)]
+        del networks[0], networks[1], networks[0]
+        gc.collect()
+        os.kill(os.getpid(), signal.SIGINT)
+        print(got)
+    """
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "['Ctrl-C']\n"), done.stderr
