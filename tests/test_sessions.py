@@ -212,17 +212,17 @@ def test_pictures_are_held_until_replaced_or_their_session_ends(monkeypatch: pyt
 def test_a_closed_session_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     async def upload_and_leave() -> tuple[float, float]:
         async with AsyncExitStack() as stack:
-            visitors = [await stack.enter_async_context(Visitor(address)) for _ in range(20)]
+            visitors = [await stack.enter_async_context(Visitor(address)) for _ in range(12)]
             await visitors[0].ask("first.jpg", padded(0))  # loads the network
             before = resident(process)
             for number, visitor in enumerate(visitors[1:]):
                 await visitor.rerun(await visitor.upload("mine.jpg", padded(number)))
             return before, resident(process)
 
-    monkeypatch.setenv("STREAMLIT_SERVER_DISCONNECTED_SESSION_TTL", "4")  # seconds, not minutes
+    monkeypatch.setenv("STREAMLIT_SERVER_DISCONNECTED_SESSION_TTL", "2")  # seconds, not minutes
     with running_server() as (address, process):
         before, full = asyncio.run(upload_and_leave())
-        assert full > before + 19 * 9 * 0.9
+        assert full > before + 11 * 9 * 0.9
         end = time.monotonic() + 30
         while resident(process) > before + 0.2 * (full - before) and time.monotonic() < end:
             time.sleep(0.5)

@@ -17,14 +17,14 @@ async def ask_alone(address: str, pictures: list[bytes]) -> list[Shown]:
 
 
 def test_nobody_gets_anothers_answer_and_the_log_gets_none(capfd: pytest.CaptureFixture[str]) -> None:
-    """Eight visitors for five seconds; `benchmarks.load` does it for longer."""
+    """Eight visitors for four seconds; `benchmarks.load` does it for longer."""
 
     async def visit() -> None:
-        pictures = [draw(seed) for seed in range(12)]
+        pictures = [draw(seed) for seed in range(8)]
         alone = await ask_alone(address, pictures)
         assert len({shown.pictures for shown in alone}) == len(pictures)
         assert not any(shown.errors for shown in alone)
-        tally = await crowd(Scene(address, process, pictures, alone), 8, 5)
+        tally = await crowd(Scene(address, process, pictures, alone), 8, 4)
         assert len(tally.seconds) >= 8
         assert (tally.wrong, tally.errors, tally.missing) == (0, 0, 0)
         (refused,) = await ask_alone(address, [b"no picture"])
