@@ -357,7 +357,6 @@ def show_introduction() -> None:
 
 release_session_when_closed()
 st.set_page_config(page_title="Meme Classifier", page_icon=page_icon())
-st.markdown("<style>.st-key-page, .st-key-model-card { display: none }</style>", unsafe_allow_html=True)
 st.html(background_css())
 st.html(HERE / "style.css")
 gallery.start_session()

@@ -467,8 +467,8 @@ def test_the_model_card_can_be_read(page: AppTest) -> None:
     page.query_params["page"] = "model-card"
     page.run()
     assert not page.exception
-    assert page.markdown[-1].value.startswith("# ")
-    assert "](docs/" not in page.markdown[-1].value
+    assert page.markdown[0].value.startswith("# ")
+    assert "](docs/" not in page.markdown[0].value
 
 
 @pytest.mark.usefixtures("empty_caches")

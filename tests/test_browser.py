@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -117,6 +118,12 @@ def assert_accessible(page: Page) -> None:
     assert small == []
 
 
+def continue_late(route: Route) -> None:
+    """Let a request wait for 0.3 s."""
+    time.sleep(0.3)
+    route.continue_()
+
+
 @DESKTOP
 def test_the_first_visit_explains_and_nothing_jumps(
     page: Page, browser: Browser, address: str, width: int, height: int
@@ -133,8 +140,10 @@ def test_the_first_visit_explains_and_nothing_jumps(
         page.get_by_role("link", name="Model card").click()
     expect(card.value.get_by_role("heading").first).to_be_visible()
     card.value.close()
-    for _ in range(5):
+    for styles_are_late in (False, False, False, True, True):
         visitor = browser.new_context(viewport={"width": width, "height": height}).new_page()
+        if styles_are_late:  # they wait for the part of Streamlit that shows HTML, which the browser fetches by itself
+            visitor.route("**/Html*.js", continue_late)
         visitor.add_init_script(
             """window.shift = 0;
             new PerformanceObserver(list => list.getEntries().forEach(entry => { window.shift += entry.value; }))
