@@ -46,8 +46,7 @@ from tables import (
     READERS,
     STANDARD_OUTPUT,
     BadTable,
-    Row,
-    Table,
+    OpenTables,
     decode_text,
     is_stream,
     lock_path,
@@ -401,7 +400,7 @@ def interrupt_on_signals(stopped: Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def fill_tables(job: Job, tables: list[tuple[Table, dict[str, Row]]], paths: list[Path]) -> int:
+def fill_tables(job: Job, tables: OpenTables, paths: list[Path]) -> int:
     """Classify pictures, save their copies, heatmaps and sidecars, and write the rows that the tables lack.
 
     Args:

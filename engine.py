@@ -428,6 +428,18 @@ def load_with_openvino(classifier: Classifier, checkpoint: Path, precision: str)
             raise BadEngine(f"{error} Make it with `python -m training.quantize`.") from error
     else:
         converted, max_shift = convert_once(classifier), 0.0
+    return replace_network(classifier, converted, precision, max_shift)
+
+
+def replace_network(classifier: Classifier, converted: Any, precision: str, max_shift: float) -> Classifier:
+    """A classifier on OpenVINO, from one in full precision and its converted network.
+
+    Args:
+        classifier: computes close cases again.
+        converted: its network in OpenVINO's format.
+        precision: one of `INT8`, `BF16`, `FP32`.
+        max_shift: how far the converted network's probabilities are from the checkpoint's at most.
+    """
     return dataclasses.replace(
         classifier,
         network=compile_converted(converted, classifier.network, precision, usable_cores()),
@@ -448,13 +460,12 @@ def load_measured(checkpoint: Path) -> Classifier:
     exact = Classifier.load(checkpoint, torch.float32)
     native = BF16 if fastest_dtype() == torch.bfloat16 else FP32
     candidates: dict[str, Callable[[], Classifier]] = {f"{TORCH} {native}": partial(Classifier.load, checkpoint)}
-    for precision in (FP32, BF16, INT8):
-        if precision != BF16 or native_precision() == BF16:
-            candidates[f"{OPENVINO} {precision}"] = partial(load_with_openvino, exact, checkpoint, precision)
+    for precision in {FP32, native_precision()}:
+        candidates[f"{OPENVINO} {precision}"] = partial(load_with_openvino, exact, checkpoint, precision)
     try:
-        read_converted(quantized_path(checkpoint), exact.sha256)
+        quantized, max_shift = read_converted(quantized_path(checkpoint), exact.sha256)
+        candidates[f"{OPENVINO} {INT8}"] = partial(replace_network, exact, quantized, INT8, max_shift)
     except BadConversion as error:
-        del candidates[f"{OPENVINO} {INT8}"]
         if quantized_path(checkpoint).exists():
             print(f"{error} It is not used.", file=sys.stderr)
     measurement = measurement_path(exact.sha256)

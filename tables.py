@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, fields
 from io import StringIO, TextIOWrapper
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -336,9 +336,12 @@ def open_stream(path: Path, kind: str) -> Table:
     return CsvTable(file) if kind == "csv" else JsonTable(file)
 
 
+OpenTables: TypeAlias = list[tuple[Table, dict[str, Row]]]  # each with the rows that it has already
+
+
 def open_tables(
     files: dict[str, Path], sha256: str, asked: Collection[str], stack: ExitStack, again: Collection[str] = ()
-) -> list[tuple[Table, dict[str, Row]]]:
+) -> OpenTables:
     """Begin or resume the tables of a run.
 
     Args:
@@ -359,7 +362,7 @@ def open_tables(
         files = {"csv": Path(STANDARD_OUTPUT[0])}
     rows = {kind: read_table(file, kind, sha256) for kind, file in files.items() if not is_stream(file)}
     rows = {kind: [row for row in old if row.path not in again] for kind, old in rows.items()}
-    tables: list[tuple[Table, dict[str, Row]]] = []
+    tables: OpenTables = []
     for kind, file in files.items():
         table, done = resume_table(file, kind, rows[kind], asked) if kind in rows else (open_stream(file, kind), {})
         tables.append((table, done))

@@ -120,13 +120,28 @@ def measure_by_source(pictures: list[LabelledPicture], scores: Array, said: Arra
     truth = np.array([picture.label == MEME for picture in pictures])
     sources = np.array([picture.source for picture in pictures])
     memes, others = accuracy_by_source(truth, said == truth, sources)
-    areas = auroc_by_source(truth, scores, sources)
     count = (len(memes), len(others))
+    means = source_means(memes, others, auroc_by_source(truth, scores, sources))
     return {
         "sources": {MEME: count[0], NOT_MEME: count[1]},
-        "accuracy": asdict(source_bootstrap(lambda i, j: float(memes[i].mean() + others[j].mean()) / 2, *count)),
+        "accuracy": means["accuracy"],
         "recall": asdict(source_bootstrap(lambda i, _: float(memes[i].mean()), *count)),
         "specificity": asdict(source_bootstrap(lambda _, j: float(others[j].mean()), *count)),
+        "auroc": means["auroc"],
+    }
+
+
+def source_means(memes: Array, others: Array, areas: Array) -> dict[str, Any]:
+    """Mean accuracy and AUROC over sources, or mean differences of them, with their intervals.
+
+    Args:
+        memes: accuracy on each source of memes, shape (M,).
+        others: accuracy on each source of other pictures, shape (N,).
+        areas: AUROC of each pair of sources, shape (M, N).
+    """
+    count = (len(memes), len(others))
+    return {
+        "accuracy": asdict(source_bootstrap(lambda i, j: float(memes[i].mean() + others[j].mean()) / 2, *count)),
         "auroc": asdict(source_bootstrap(lambda i, j: float(areas[np.ix_(i, j)].mean()), *count)),
     }
 
@@ -145,12 +160,7 @@ def compare_by_source(
         right = np.array([prediction.label == MEME for prediction in given]) == truth
         scores = np.array([prediction.meme_probability for prediction in given])
         both.append((*accuracy_by_source(truth, right, sources), auroc_by_source(truth, scores, sources)))
-    memes, others, areas = (ours - theirs for ours, theirs in zip(*both, strict=True))
-    count = (len(memes), len(others))
-    return {
-        "accuracy": asdict(source_bootstrap(lambda i, j: float(memes[i].mean() + others[j].mean()) / 2, *count)),
-        "auroc": asdict(source_bootstrap(lambda i, j: float(areas[np.ix_(i, j)].mean()), *count)),
-    }
+    return source_means(*(ours - theirs for ours, theirs in zip(*both, strict=True)))
 
 
 def reliability_table(truth: Array, scores: Array) -> list[dict[str, Any]]:

@@ -11,19 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from watchfiles import Change, watch
 from watchfiles._rust_notify import WatchfilesRustInternalError
 
-from tables import Row, Table, is_stream, open_tables, read_table
+from tables import OpenTables, is_stream, open_tables, read_table
 
 SETTLE_SECONDS = 2.0  # a file unchanged for so long is taken as complete; downloads and copies write more often
 TICK_MILLISECONDS = 500
 RESCAN_SECONDS = 60.0  # for changes without a notification
 MAX_SCAN_SHARE = 0.1  # share of the time spent searching; a search of a large library may take seconds
-
-OpenTables: TypeAlias = list[tuple[Table, dict[str, Row]]]  # as `tables.open_tables` returns them
 
 
 class Signature(NamedTuple):
