@@ -5,7 +5,7 @@ Section numbers are those of the PNG specification, third edition.
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
 
@@ -25,7 +25,7 @@ def essential_png(data: bytes) -> bytes:
         ValueError: if a critical chunk is damaged.
     """
     parts = [PNG_START]
-    for kind, content in _joined_pixels(_shown_animation(list(_kept_chunks(data)))):
+    for kind, content in _joined_pixels(_shown_animation(list(_joined_pixels(_kept_chunks(data))))):
         check = zlib.crc32(content, zlib.crc32(kind))
         parts += struct.pack(">I4s", len(content), kind), content, struct.pack(">I", check)
     return b"".join(parts)
@@ -44,7 +44,7 @@ def _kept_chunks(data: bytes) -> Iterator[Chunk]:
         if is_critical or kind in KEPT:
             content = data[at + 8 : at + 8 + length]
             check = data[at + 8 + length : at + 12 + length]
-            is_intact = int.from_bytes(check) == zlib.crc32(content, zlib.crc32(kind))
+            is_intact = int.from_bytes(check) == zlib.crc32(kind + content)
             if is_critical and not is_intact and len(check) == 4:  # Pillow itself judges a file that ends here
                 raise ValueError(f"wrong checksum of {kind!r}")
             if kind == b"tRNS" and colour_type in (GREY, TRUE_COLOUR):
@@ -56,7 +56,7 @@ def _kept_chunks(data: bytes) -> Iterator[Chunk]:
             return
 
 
-def _joined_pixels(chunks: list[Chunk]) -> Iterator[Chunk]:
+def _joined_pixels(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """Put chunks of pixels that follow each other into one, because Pillow takes long for a million empty ones."""
     for kind, group in groupby(chunks, itemgetter(0)):
         contents = [content for _, content in group]
