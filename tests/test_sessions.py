@@ -125,7 +125,19 @@ def forbid_file_writes() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
-def test_uploads_never_touch_the_disk() -> None:
+def test_uploads_never_touch_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A server that is killed during an upload leaves no file, and the next one answers without writing any."""
+
+    async def upload() -> None:
+        async with Visitor(address) as visitor:
+            threading.Timer(0.3, os.kill, (process, signal.SIGKILL)).start()
+            while True:  # one after the other, so that the server dies during one of them
+                await visitor.ask("half.jpg", padded(0))
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with running_server() as (address, process), pytest.raises((OSError, ConnectionClosed, HTTPException)):
+        asyncio.run(upload())
+    assert not list(tmp_path.iterdir())
     with running_server(prepare=forbid_file_writes) as (address, _):
         (shown,) = asyncio.run(classify_all(address, [padded(0)]))
     assert shown.verdict
@@ -229,23 +241,7 @@ def test_a_closed_session_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> N
         assert resident(process) < before + 0.2 * (full - before)
 
 
-def test_a_server_killed_during_an_upload_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def upload() -> None:
-        async with Visitor(address) as visitor:
-            threading.Timer(0.3, os.kill, (process, signal.SIGKILL)).start()
-            while True:  # one after the other, so that the server dies during one of them
-                await visitor.ask("half.jpg", padded(0))
-
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with running_server() as (address, process), pytest.raises((OSError, ConnectionClosed, HTTPException)):
-        asyncio.run(upload())
-    assert not list(tmp_path.iterdir())
-    with running_server() as (address, _):
-        (shown,) = asyncio.run(classify_all(address, [padded(0)]))
-    assert shown.verdict
-
-
-def test_a_session_cannot_upload_without_end() -> None:
+def test_a_session_cannot_upload_without_end(address: str) -> None:
     """Uploads that the page never asked for, as no browser sends them."""
 
     async def send() -> None:
@@ -256,8 +252,7 @@ def test_a_session_cannot_upload_without_end() -> None:
             assert sessions.MAX_SESSION_BYTES / 9.1e6 - 1 < number < sessions.MAX_SESSION_BYTES / 9e6
             assert (await other.ask("mine.jpg", padded(0))).verdict
 
-    with running_server("serve.py") as (address, _):
-        asyncio.run(send())
+    asyncio.run(send())
 
 
 @pytest.mark.parametrize("base_path", ["", "/memes", "/in/a/folder"])
