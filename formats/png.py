@@ -24,8 +24,9 @@ def essential_png(data: bytes) -> bytes:
     Raises:
         ValueError: if a critical chunk is damaged.
     """
+    chunks = _shown_animation(list(_joined_pixels(_kept_chunks(data))))
     parts = [PNG_START]
-    for kind, content in _joined_pixels(_shown_animation(list(_joined_pixels(_kept_chunks(data))))):
+    for kind, content in _joined_pixels(chunks):  # again, because an animation's frame may have become pixels
         check = zlib.crc32(content, zlib.crc32(kind))
         parts += struct.pack(">I4s", len(content), kind), content, struct.pack(">I", check)
     return b"".join(parts)
@@ -44,7 +45,7 @@ def _kept_chunks(data: bytes) -> Iterator[Chunk]:
         if is_critical or kind in KEPT:
             content = data[at + 8 : at + 8 + length]
             check = data[at + 8 + length : at + 12 + length]
-            is_intact = int.from_bytes(check) == zlib.crc32(kind + content)
+            is_intact = int.from_bytes(check) == zlib.crc32(content, zlib.crc32(kind))
             if is_critical and not is_intact and len(check) == 4:  # Pillow itself judges a file that ends here
                 raise ValueError(f"wrong checksum of {kind!r}")
             if kind == b"tRNS" and colour_type in (GREY, TRUE_COLOUR):
