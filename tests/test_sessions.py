@@ -37,11 +37,6 @@ def padded(seed: int) -> bytes:
     return encode(noise(900, 600, seed), "JPEG") + bytes(9_000_000)  # bytes after the end marker are ignored
 
 
-async def classify_all(address: str, pictures: list[bytes]) -> list[Shown]:
-    async with Visitor(address) as visitor:
-        return [await visitor.ask("picture.jpg", picture) for picture in pictures]
-
-
 def test_the_semaphore_is_first_in_first_out() -> None:
     cores = sessions.FairSemaphore(1)
     order: list[str] = []
@@ -138,8 +133,13 @@ def test_uploads_never_touch_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with running_server() as (address, process), pytest.raises((OSError, ConnectionClosed, HTTPException)):
         asyncio.run(upload())
     assert not list(tmp_path.iterdir())
+
+    async def ask() -> Shown:
+        async with Visitor(address) as visitor:
+            return await visitor.ask("picture.jpg", padded(0))
+
     with running_server(prepare=forbid_file_writes) as (address, _):
-        (shown,) = asyncio.run(classify_all(address, [padded(0)]))
+        shown = asyncio.run(ask())
     assert shown.verdict
     assert not shown.errors
 
