@@ -141,25 +141,35 @@ def with_exif(jpeg: bytes, exif: bytes) -> bytes:
 
 
 def animations() -> Iterator[tuple[str, bytes]]:
-    """Animations of ten thousand small frames, which repeat two that Pillow encodes, and of eight large ones."""
+    """Animations of ten thousand small frames, which repeat two, and of eight large ones."""
     count = 10_000
     red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
-    gif, webp = (encode(red, name, save_all=True, append_images=[blue], duration=1) for name in ("GIF", "WEBP"))
+    gif, webp = (encode(red, name, save_all=True, append_images=[blue], duration=10) for name in ("GIF", "WEBP"))
     start = gif.index(b"\x21\xf9")  # of the first frame (GIF89a, section 23)
     yield "frames.gif", gif[:start] + count // 2 * gif[start:-1] + gif[-1:]
     start = webp.index(b"ANMF")
     frames = webp[8:start] + count // 2 * webp[start:]
     yield "frames.webp", b"RIFF" + struct.pack("<I", len(frames)) + frames
-    header = struct.pack(">IIBBBBB", 16, 16, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(16 * (b"\0" + 16 * b"\xff\0\0"))
-    parts = [chunk(b"IHDR", header), chunk(b"acTL", struct.pack(">II", count, 0))]
-    for frame in range(count):  # its control has the sequence number 2 * frame - 1, its pixels the next one
-        number = max(0, 2 * frame - 1)
-        parts.append(chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, 16, 16, 0, 0, 1, 1000, 0, 0)))
-        parts.append(chunk(b"fdAT", struct.pack(">I", number + 1) + pixels) if frame else chunk(b"IDAT", pixels))
-    yield "frames.png", PNG_START + b"".join(parts) + chunk(b"IEND", b"")
+    yield "frames.png", animated_png(count, [16 * (b"\0" + 16 * colour) for colour in (b"\xff\0\0", b"\0\0\xff")])
     large = [Image.new("L", (3_000, 3_000), 30 * number) for number in range(8)]
     yield "large-frames.gif", encode(large[0], "GIF", save_all=True, append_images=large[1:])
+
+
+def animated_png(count: int, rows: list[bytes]) -> bytes:
+    """An animation of `count` frames of 16 × 16 pixels, which repeats these (PNG, third edition, section 11.3.6)."""
+
+    def control(number: int) -> bytes:
+        return chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, 16, 16, 0, 0, 1, 1000, 0, 0))
+
+    pixels = [zlib.compress(frame) for frame in rows]
+    still = png(16, 16, pixels[0], colour=2, extra=chunk(b"acTL", struct.pack(">II", count, 0)) + control(0))
+    end = still.index(b"IEND") - 4  # of the pixels
+    parts = [still[:end]]
+    for frame in range(1, count):
+        number = 2 * frame - 1  # controls and pixels are numbered together
+        content = struct.pack(">I", number + 1) + pixels[frame % len(pixels)]
+        parts += control(number), chunk(b"fdAT", content)
+    return b"".join(parts) + still[end:]
 
 
 def colours(plain: bytes) -> Iterator[tuple[str, bytes]]:

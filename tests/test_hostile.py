@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 from urllib.error import HTTPError
 
@@ -16,6 +17,7 @@ from httpx2 import Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import ROOT, encode, noise
+from PIL import Image
 
 from benchmarks.load import Shown, Visitor
 from gallery import classify_upload
@@ -58,6 +60,12 @@ def test_each_hostile_file_opens_or_gets_a_sentence(files: dict[str, bytes]) -> 
     assert {name for name in outcomes if not outcomes[name] and not name.startswith("truncated")} == READABLE
     for sentence in outcomes.values():
         assert not sentence or (sentence.startswith("This ") and sentence.endswith(".") and len(sentence) < 200)
+
+
+def test_the_hostile_animations_have_their_frames(files: dict[str, bytes]) -> None:
+    for name in ("frames.gif", "frames.png", "frames.webp"):
+        with Image.open(BytesIO(files[name])) as animation:
+            assert animation.n_frames == 10_000  # type: ignore[attr-defined]
 
 
 def test_no_hostile_file_takes_long_or_much_memory(files: dict[str, bytes], tmp_path: Path) -> None:
